@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Everything that needs no CUDA. For users; the library's own headers include what they use.
+// Everything that needs neither CUDA nor JSON: core, quantizer and CPU kernels. For users; the
+// library's own headers include what they use, and bitladder::io is included by name.
 #pragma once
 
 #include <bitladder/config.hpp>
@@ -11,4 +12,8 @@
 #include <bitladder/core/pack.hpp>
 #include <bitladder/core/parallel.hpp>
 #include <bitladder/core/status.hpp>
+#include <bitladder/kernels/cpu/dequantize.hpp>
+#include <bitladder/kernels/cpu/gemm.hpp>
+#include <bitladder/kernels/cpu/gemv.hpp>
+#include <bitladder/quantize/quantize.hpp>
 #include <bitladder/version.hpp>

@@ -22,9 +22,9 @@ class vector_view {
   vector_view(std::vector<std::remove_const_t<T>>& v) : data_(v.data()), size_(v.size()) {}
   template <class U = T, std::enable_if_t<std::is_const<U>::value, int> = 0>
   vector_view(const std::vector<std::remove_const_t<T>>& v) : data_(v.data()), size_(v.size()) {}
-  template <class U = T, std::enable_if_t<std::is_const<U>::value, int> = 0>
-  BL_HOST_DEVICE constexpr vector_view(vector_view<std::remove_const_t<T>> v)
-      : data_(v.data()), size_(v.size()) {}
+  /// From a view whose elements may be written.
+  template <class U, std::enable_if_t<std::is_same<T, const U>::value, int> = 0>
+  BL_HOST_DEVICE constexpr vector_view(vector_view<U> v) : data_(v.data()), size_(v.size()) {}
 
   BL_HOST_DEVICE constexpr T* data() const { return data_; }
   BL_HOST_DEVICE constexpr std::size_t size() const { return size_; }
@@ -48,8 +48,9 @@ class matrix_view {
   /// @param stride distance of row starts in elements, at least cols
   BL_HOST_DEVICE constexpr matrix_view(T* data, int rows, int cols, std::size_t stride)
       : data_(data), rows_(rows), cols_(cols), stride_(stride) {}
-  template <class U = T, std::enable_if_t<std::is_const<U>::value, int> = 0>
-  BL_HOST_DEVICE constexpr matrix_view(matrix_view<std::remove_const_t<T>> m)
+  /// From a view whose elements may be written.
+  template <class U, std::enable_if_t<std::is_same<T, const U>::value, int> = 0>
+  BL_HOST_DEVICE constexpr matrix_view(matrix_view<U> m)
       : data_(m.data()), rows_(m.rows()), cols_(m.cols()), stride_(m.stride()) {}
 
   BL_HOST_DEVICE constexpr T* data() const { return data_; }
