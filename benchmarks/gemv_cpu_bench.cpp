@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: MIT
+// How fast the CPU kernels read weights: gemv at every precision beside dense float and fp16 rows
+// and a plain memory copy, gemm at a prompt's batch, and dequantize. Weights rotate over more
+// memory than any last-level cache holds, as a model's layers do; gemm repeats one matrix, as its
+// weights are used many times. `gweights_per_second` counts weights, `bytes_per_second` the least
+// traffic there can be: the planes read, their tables, x and y.
+//
+// Run: gemv_cpu_bench [--benchmark_filter=gemv.*bits:4]
+#include <bitladder/core/bitplane.hpp>
+#include <bitladder/core/codebook.hpp>
+#include <bitladder/core/dispatch.hpp>
+#include <bitladder/core/dtype.hpp>
+#include <bitladder/core/matrix_view.hpp>
+#include <bitladder/core/parallel.hpp>
+#include <bitladder/kernels/cpu/dequantize.hpp>
+#include <bitladder/kernels/cpu/gemm.hpp>
+#include <bitladder/kernels/cpu/gemv.hpp>
+#include <bitladder/kernels/cpu/reference.hpp>
+
+#include <benchmark/benchmark.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#ifndef NDEBUG
+#error "benchmarks of a debug build mean nothing: configure with CMAKE_BUILD_TYPE=Release"
+#endif
+
+namespace {
+
+using namespace bitladder;
+
+// Past the last-level caches of one-socket machines (32 MB on the one these were tuned on).
+constexpr std::size_t rotation_bytes = std::size_t{192} << 20;
+
+/// Random planes and tables; their values do not matter for speed.
+struct layer {
+  bitplane_tensor planes;
+  codebook_ladder tables;
+
+  layer(int rows, int cols, int bits)
+      : planes(bitplane_layout{rows, cols, bits}), tables(rows, 1, bits, bits) {
+    std::mt19937 rng(1);
+    for (std::size_t i = 0; i < planes.layout().total_words(); ++i)
+      planes.data()[i] = static_cast<std::uint32_t>(rng());
+    for (std::size_t i = 0; i < tables[bits].size(); ++i)
+      tables.data(bits)[i] = to_fp16(static_cast<float>(i % 31) * 0.01f - 0.15f);
+  }
+};
+
+std::vector<float> ramp(std::size_t count) {
+  std::vector<float> v(count);
+  for (std::size_t i = 0; i < count; ++i) v[i] = static_cast<float>(i % 17) * 0.125f - 1.0f;
+  return v;
+}
+
+std::vector<layer> rotation(int rows, int cols, int bits) {
+  const std::size_t bytes = bitplane_layout{rows, cols, bits}.total_words() * 4;
+  std::vector<layer> layers;
+  layers.emplace_back(rows, cols, bits);
+  while (layers.size() * bytes < rotation_bytes) layers.push_back(layers.front());
+  return layers;
+}
+
+void count_weights(benchmark::State& state, double weights, double bytes) {
+  const double calls = static_cast<double>(state.iterations());
+  state.counters["gweights_per_second"] =
+      benchmark::Counter(weights * calls * 1e-9, benchmark::Counter::kIsRate);
+  state.SetBytesProcessed(static_cast<std::int64_t>(bytes * calls));
+}
+
+void count_flops(benchmark::State& state, double flops) {
+  state.counters["gflops"] = benchmark::Counter(
+      flops * static_cast<double>(state.iterations()) * 1e-9, benchmark::Counter::kIsRate);
+}
+
+template <int Bits>
+void gemv_bitplanes(benchmark::State& state, int rows, int cols, thread_pool& pool, cpu::isa use) {
+  const auto layers = rotation(rows, cols, Bits);
+  const auto x = ramp(static_cast<std::size_t>(cols));
+  std::vector<float> y(static_cast<std::size_t>(rows)), expected(y.size());
+  cpu::gemv<Bits>(layers[0].planes.view(), layers[0].tables[Bits], x, y, &pool, use);
+  cpu::reference::gemv(layers[0].planes.view(), layers[0].tables[Bits], x, expected);
+  if (y != expected) return state.SkipWithError("wrong result");
+  std::size_t next = 0;
+  for (auto _ : state) {
+    const layer& l = layers[next++ % layers.size()];
+    cpu::gemv<Bits>(l.planes.view(), l.tables[Bits], x, y, &pool, use);
+    benchmark::DoNotOptimize(y.data());
+  }
+  const layer& l = layers[0];
+  count_weights(state, static_cast<double>(rows) * cols,
+                static_cast<double>(l.planes.layout().total_words() * 4 +
+                                    l.tables[Bits].size() * sizeof(fp16_t) +
+                                    (x.size() + y.size()) * sizeof(float)));
+}
+
+/// rows, cols, bits, threads, isa
+void gemv(benchmark::State& state) {
+  const auto use = static_cast<cpu::isa>(state.range(4));
+  if (!supported(use)) return state.SkipWithError("this machine lacks the instruction set");
+  thread_pool pool(static_cast<int>(state.range(3)));
+  check(dispatch_bits(static_cast<int>(state.range(2)), all_bits{}, [&](auto bits) {
+    gemv_bitplanes<decltype(bits)::value>(state, static_cast<int>(state.range(0)),
+                                          static_cast<int>(state.range(1)), pool, use);
+    return status::ok;
+  }));
+}
+
+/// rows, cols, threads
+template <class T>
+void gemv_dense(benchmark::State& state) {
+  const int rows = static_cast<int>(state.range(0)), cols = static_cast<int>(state.range(1));
+  thread_pool pool(static_cast<int>(state.range(2)));
+  const std::size_t count = static_cast<std::size_t>(rows) * static_cast<std::size_t>(cols);
+  const std::size_t copies = rotation_bytes / (count * sizeof(T)) + 1;
+  const std::vector<T> weights(count * copies);
+  const auto x = ramp(static_cast<std::size_t>(cols));
+  std::vector<float> y(static_cast<std::size_t>(rows));
+  std::size_t next = 0;
+  for (auto _ : state) {
+    cpu::gemv(matrix_view<const T>(weights.data() + next++ % copies * count, rows, cols), x, y,
+              &pool);
+    benchmark::DoNotOptimize(y.data());
+  }
+  count_weights(state, static_cast<double>(count),
+                static_cast<double>(count * sizeof(T) + (x.size() + y.size()) * sizeof(float)));
+}
+
+/// What the memory gives: bytes read plus bytes written. threads
+void copy(benchmark::State& state) {
+  thread_pool pool(static_cast<int>(state.range(0)));
+  const std::vector<char> from(rotation_bytes, 1);
+  std::vector<char> to(rotation_bytes);
+  constexpr std::size_t piece = std::size_t{1} << 20;
+  for (auto _ : state)
+    pool.run(static_cast<std::int64_t>(rotation_bytes / piece), 1,
+             [&](std::int64_t begin, std::int64_t end) {
+               const std::size_t at = static_cast<std::size_t>(begin) * piece;
+               std::memcpy(to.data() + at, from.data() + at,
+                           static_cast<std::size_t>(end - begin) * piece);
+             });
+  state.SetBytesProcessed(static_cast<std::int64_t>(2 * rotation_bytes) *
+                          static_cast<std::int64_t>(state.iterations()));
+}
+
+/// m, rows, cols, bits, threads; 0 bits are dense floats, 16 dense fp16
+void gemm(benchmark::State& state) {
+  const int m = static_cast<int>(state.range(0)), rows = static_cast<int>(state.range(1)),
+            cols = static_cast<int>(state.range(2)), bits = static_cast<int>(state.range(3));
+  thread_pool pool(static_cast<int>(state.range(4)));
+  const auto x = ramp(static_cast<std::size_t>(m) * static_cast<std::size_t>(cols));
+  std::vector<float> y(static_cast<std::size_t>(m) * static_cast<std::size_t>(rows));
+  const matrix_view<const float> xs(x.data(), m, cols);
+  const matrix_view<float> ys(y.data(), m, rows);
+  if (bits == 0 || bits == 16) {
+    const auto w = ramp(static_cast<std::size_t>(rows) * static_cast<std::size_t>(cols));
+    std::vector<fp16_t> half(w.size());
+    for (std::size_t i = 0; i < w.size(); ++i) half[i] = to_fp16(w[i]);
+    for (auto _ : state) {
+      if (bits == 0)
+        cpu::gemm(matrix_view<const float>(w.data(), rows, cols), xs, ys, &pool);
+      else
+        cpu::gemm(matrix_view<const fp16_t>(half.data(), rows, cols), xs, ys, &pool);
+      benchmark::DoNotOptimize(y.data());
+    }
+  } else {
+    const layer l(rows, cols, bits);
+    for (auto _ : state) {
+      cpu::gemm(bits, l.planes.view(), l.tables[bits], xs, ys, &pool);
+      benchmark::DoNotOptimize(y.data());
+    }
+  }
+  count_flops(state, 2.0 * m * rows * cols);
+}
+
+/// rows, cols, bits
+void dequantize(benchmark::State& state) {
+  const int rows = static_cast<int>(state.range(0)), cols = static_cast<int>(state.range(1)),
+            bits = static_cast<int>(state.range(2));
+  const layer l(rows, cols, bits);
+  std::vector<float> out(static_cast<std::size_t>(rows) * static_cast<std::size_t>(cols));
+  for (auto _ : state) {
+    cpu::dequantize(bits, l.planes.view(), l.tables[bits],
+                    matrix_view<float>(out.data(), rows, cols));
+    benchmark::DoNotOptimize(out.data());
+  }
+  count_weights(
+      state, static_cast<double>(out.size()),
+      static_cast<double>(l.planes.layout().total_words() * 4 +
+                          l.tables[bits].size() * sizeof(fp16_t) + out.size() * sizeof(float)));
+}
+
+constexpr std::int64_t scalar = static_cast<std::int64_t>(cpu::isa::scalar);
+constexpr std::int64_t avx2 = static_cast<std::int64_t>(cpu::isa::avx2);
+const std::vector<std::int64_t> every_precision{1, 2, 3, 4, 5, 6, 7, 8};
+
+// The shapes of Llama-2-7B, and of a small model whose layers stay in the cache.
+BENCHMARK(gemv)
+    ->ArgNames({"rows", "cols", "bits", "threads", "isa"})
+    ->ArgsProduct({{4096}, {4096}, every_precision, {1, 2}, {avx2}})
+    ->ArgsProduct({{11008}, {4096}, {2, 3, 4, 8}, {1, 2}, {avx2}})
+    ->ArgsProduct({{4096}, {11008}, {2, 3, 4, 8}, {1, 2}, {avx2}})
+    ->ArgsProduct({{768}, {256}, every_precision, {1}, {avx2}})
+    ->ArgsProduct({{1024}, {1024}, {4}, {1}, {scalar}})
+    ->UseRealTime();
+BENCHMARK_TEMPLATE(gemv_dense, float)
+    ->ArgNames({"rows", "cols", "threads"})
+    ->ArgsProduct({{4096}, {4096}, {1, 2}})
+    ->UseRealTime();
+BENCHMARK_TEMPLATE(gemv_dense, fp16_t)
+    ->ArgNames({"rows", "cols", "threads"})
+    ->ArgsProduct({{4096}, {4096}, {1, 2}})
+    ->UseRealTime();
+BENCHMARK(copy)->ArgName("threads")->Arg(1)->Arg(2)->UseRealTime();
+BENCHMARK(gemm)
+    ->ArgNames({"m", "rows", "cols", "bits", "threads"})
+    ->ArgsProduct({{512}, {768}, {256}, {0, 2, 4, 8, 16}, {1, 2}})
+    ->ArgsProduct({{512}, {256}, {768}, {0, 2, 4, 8, 16}, {1, 2}})
+    ->ArgsProduct({{512}, {1024}, {4096}, {0, 2, 4, 8, 16}, {1}})
+    ->ArgsProduct({{2, 4, 8}, {4096}, {4096}, {2, 4, 8}, {1}})
+    ->UseRealTime();
+BENCHMARK(dequantize)
+    ->ArgNames({"rows", "cols", "bits"})
+    ->ArgsProduct({{1024}, {1024}, every_precision});
+
+}  // namespace
+
+BENCHMARK_MAIN();

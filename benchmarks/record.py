@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Run a benchmark and keep its rows as benchmarks/results/NAME.json, with machine, date, commit and command.
+
+    record.py NAME [--note TEXT] -- COMMAND ...
+
+COMMAND is a Google Benchmark program, or a bitladder command that takes --json. The word {json} in COMMAND
+becomes the file that it writes its rows to; a Google Benchmark program gets the right flags by itself.
+BL_COMMIT names the commit where the tree has no git history.
+"""
+import datetime
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def first_line(command):
+    try:
+        out = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout.strip()
+        return out.splitlines()[0] if out else ""
+    except OSError:
+        return ""
+
+
+def machine():
+    cpu = ""
+    for line in open("/proc/cpuinfo"):
+        if line.startswith("model name"):
+            cpu = line.split(":", 1)[1].strip()
+            break
+    gpu = first_line(["nvidia-smi", "--query-gpu=name,clocks.max.sm", "--format=csv,noheader"])
+    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "gpu": gpu or None, "system": platform.system()}
+
+
+def commit():
+    head = first_line(["git", "rev-parse", "--short=12", "HEAD"]) or os.environ.get("BL_COMMIT", "unknown")
+    return head + ("+changes" if first_line(["git", "status", "--porcelain", "--untracked-files=no"]) else "")
+
+
+def google_rows(data):
+    """One row per benchmark: its name's arguments (name:value) and its counters."""
+    ignored = {"name", "run_name", "run_type", "repetitions", "repetition_index", "threads", "family_index",
+               "per_family_instance_index", "aggregate_name", "aggregate_unit", "iterations", "cpu_time", "time_unit"}
+    rows = []
+    for b in data["benchmarks"]:
+        if b.get("error_occurred"):
+            raise SystemExit(f"{b['name']}: {b.get('error_message')}")
+        row = {"benchmark": b["name"].split("/")[0]}
+        for part in b["name"].split("/")[1:]:
+            key, colon, value = part.partition(":")
+            if colon:
+                row[key] = int(value) if value.lstrip("-").isdigit() else value
+        row["label"] = b.get("label", "")
+        row["real_" + b["time_unit"]] = b["real_time"]
+        row.update({k: v for k, v in b.items() if k not in ignored and k not in ("real_time", "label")})
+        rows.append(row)
+    return rows
+
+
+def main():
+    if "--" not in sys.argv:
+        raise SystemExit(__doc__)
+    split = sys.argv.index("--")
+    own, command = sys.argv[1:split], sys.argv[split + 1:]
+    name, note = own[0], own[own.index("--note") + 1] if "--note" in own else None
+    with tempfile.TemporaryDirectory() as folder:
+        out = str(pathlib.Path(folder) / "rows.json")
+        real = [word.replace("{json}", out) for word in command]
+        if real == command:
+            real += [f"--benchmark_out={out}", "--benchmark_out_format=json"]
+        subprocess.run(real, check=True)
+        data = json.load(open(out))
+    rows = google_rows(data) if isinstance(data, dict) and "benchmarks" in data else data
+    result = {"machine": machine(), "date": datetime.date.today().isoformat(), "commit": commit(),
+              "command": " ".join(command)}
+    if note:
+        result["note"] = note
+    result["rows"] = rows
+    target = ROOT / "benchmarks" / "results" / f"{name}.json"
+    target.parent.mkdir(exist_ok=True)
+    temporary = target.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(temporary, target)
+    print(f"{target.relative_to(ROOT)}: {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    main()

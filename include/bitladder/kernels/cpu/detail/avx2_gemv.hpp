@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: MIT
+// One vector times many rows with AVX2: nothing is written between the planes and the sums. Tested
+// by tests/kernels/cpu/gemv_test.cpp.
+#pragma once
+
+#include <bitladder/core/bitplane.hpp>
+#include <bitladder/core/codebook.hpp>
+#include <bitladder/core/dtype.hpp>
+#include <bitladder/core/matrix_view.hpp>
+#include <bitladder/kernels/cpu/detail/avx2_decoder.hpp>
+#include <bitladder/kernels/cpu/detail/avx2_lanes.hpp>
+#include <bitladder/kernels/cpu/isa.hpp>
+#include <bitladder/kernels/cpu/order.hpp>
+
+#if BL_HAS_AVX2
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstring>
+
+namespace bitladder {
+inline namespace v0_1 {
+namespace cpu {
+namespace detail {
+
+/// x as the decoder's weights come: crossed, in whole words, +0 beyond the last column.
+/// @param out padded(count) floats, 32-byte aligned
+BL_AVX2 inline void cross_vector(const float* x, int count, float* out) {
+  for (int c = 0; c < count; c += 32) {
+    alignas(32) float last[32] = {};
+    const float* from = x + c;
+    if (count - c < 32) {
+      std::memcpy(last, from, sizeof(float) * static_cast<std::size_t>(count - c));
+      from = last;
+    }
+    __m256 v0 = _mm256_loadu_ps(from), v1 = _mm256_loadu_ps(from + 8),
+           v2 = _mm256_loadu_ps(from + 16), v3 = _mm256_loadu_ps(from + 24);
+    cross(v0, v1, v2, v3);
+    _mm256_store_ps(out + c, v0);
+    _mm256_store_ps(out + c + 8, v1);
+    _mm256_store_ps(out + c + 16, v2);
+    _mm256_store_ps(out + c + 24, v3);
+  }
+}
+
+/// `Rows` rows at once. Column groups are whole words.
+/// @param crossed x after cross_vector
+template <int Bits, int Rows>
+BL_AVX2_INLINE void gemv_block_avx2(const bitplane_view& w, const codebook_view& tables,
+                                    const float* crossed, float* y, int row) {
+  using decoder = avx2_decoder<Bits>;
+  const int groups = tables.groups(), group_cols = w.cols() / groups;
+  const int whole_words = groups > 1 ? w.cols() / 32 : group_cols / 32, words = w.layout().words();
+  const int group_words = groups > 1 ? group_cols / 32 : words;
+  __m256 sum[Rows][4];
+  for (int i = 0; i < Rows; ++i)
+    for (int j = 0; j < 4; ++j) sum[i][j] = _mm256_setzero_ps();
+
+  for (int group = 0; group < groups; ++group) {
+    typename decoder::table table[Rows];
+    for (int i = 0; i < Rows; ++i) decoder::load(table[i], tables.table(row + i, group));
+    const int end = (group + 1) * group_words;
+    for (int word = group * group_words; word < end; word += decoder::words_at_once) {
+      const int count = end - word < decoder::words_at_once ? end - word : decoder::words_at_once;
+      typename decoder::chunk chunk[Rows];
+      for (int i = 0; i < Rows; ++i) decoder::load(chunk[i], table[i], w, row + i, word, count);
+      const int whole = whole_words - word < count ? whole_words - word : count;
+      for (int k = 0; k < whole; ++k) {
+        const float* xs = crossed + 32 * static_cast<std::ptrdiff_t>(word + k);
+        const __m256 x0 = _mm256_load_ps(xs), x1 = _mm256_load_ps(xs + 8),
+                     x2 = _mm256_load_ps(xs + 16), x3 = _mm256_load_ps(xs + 24);
+        for (int i = 0; i < Rows; ++i) {
+          __m256 v0, v1, v2, v3;
+          decoder::values(chunk[i], k, table[i], v0, v1, v2, v3);
+          sum[i][0] = _mm256_fmadd_ps(v0, x0, sum[i][0]);
+          sum[i][1] = _mm256_fmadd_ps(v1, x1, sum[i][1]);
+          sum[i][2] = _mm256_fmadd_ps(v2, x2, sum[i][2]);
+          sum[i][3] = _mm256_fmadd_ps(v3, x3, sum[i][3]);
+        }
+      }
+      if (whole == count) continue;
+      // The last word of a ragged row: lanes beyond the end get the padding weight.
+      const float* xs = crossed + 32 * static_cast<std::ptrdiff_t>(word + whole);
+      alignas(32) float keep[32];  // sign bit set in the lanes that count, natural arrangement
+      for (int l = 0; l < 32; ++l) keep[l] = l < w.cols() % 32 ? -0.0f : 0.0f;
+      cross_vector(keep, 32, keep);
+      for (int i = 0; i < Rows; ++i) {
+        __m256 v[4];
+        decoder::values(chunk[i], whole, table[i], v[0], v[1], v[2], v[3]);
+        for (int j = 0; j < 4; ++j) {
+          const __m256 kept =
+              _mm256_blendv_ps(_mm256_set1_ps(padding_weight), v[j], _mm256_load_ps(keep + 8 * j));
+          sum[i][j] = _mm256_fmadd_ps(kept, _mm256_load_ps(xs + 8 * j), sum[i][j]);
+        }
+      }
+    }
+  }
+  for (int i = 0; i < Rows; ++i) {
+    cross(sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
+    y[row + i] = add_8(add_to_8(sum[i][0], sum[i][1], sum[i][2], sum[i][3]));
+  }
+}
+
+/// Rows [begin, end).
+template <int Bits>
+BL_AVX2 void gemv_rows_avx2(const bitplane_view& w, const codebook_view& tables,
+                            const float* crossed, float* y, int begin, int end) {
+  // Two rows share the loads of x and fill the gaps between dependent sums; wider tables would not
+  // fit the registers twice.
+  constexpr int rows = Bits <= 3 ? 2 : 1;
+  int r = begin;
+  for (; r + rows <= end; r += rows) gemv_block_avx2<Bits, rows>(w, tables, crossed, y, r);
+  for (; r < end; ++r) gemv_block_avx2<Bits, 1>(w, tables, crossed, y, r);
+}
+
+BL_AVX2_INLINE __m256 load_8(const float* p) { return _mm256_loadu_ps(p); }
+BL_AVX2_INLINE __m256 load_8(const fp16_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+BL_AVX2_INLINE __m256 load_8(const bf16_t* p) {
+  const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+
+/// Columns [begin, end) of a dense row to floats.
+template <class T>
+BL_AVX2_INLINE void widen(const T* from, int count, float* out) {
+  int c = 0;
+  for (; c + 8 <= count; c += 8) _mm256_storeu_ps(out + c, load_8(from + c));
+  for (; c < count; ++c) out[c] = to_float(from[c]);
+}
+
+template <class T, int Rows>
+BL_AVX2_INLINE void gemv_block_avx2(const matrix_view<const T>& w, const float* x, float* y,
+                                    int row) {
+  const int cols = w.cols(), whole = cols / 32 * 32;
+  __m256 sum[Rows][4];
+  for (int i = 0; i < Rows; ++i)
+    for (int j = 0; j < 4; ++j) sum[i][j] = _mm256_setzero_ps();
+  const T* from[Rows];
+  for (int i = 0; i < Rows; ++i) from[i] = w.row(row + i);
+  for (int c = 0; c < whole; c += 32) {
+    const __m256 x0 = _mm256_loadu_ps(x + c), x1 = _mm256_loadu_ps(x + c + 8),
+                 x2 = _mm256_loadu_ps(x + c + 16), x3 = _mm256_loadu_ps(x + c + 24);
+    for (int i = 0; i < Rows; ++i) {
+      sum[i][0] = _mm256_fmadd_ps(load_8(from[i] + c), x0, sum[i][0]);
+      sum[i][1] = _mm256_fmadd_ps(load_8(from[i] + c + 8), x1, sum[i][1]);
+      sum[i][2] = _mm256_fmadd_ps(load_8(from[i] + c + 16), x2, sum[i][2]);
+      sum[i][3] = _mm256_fmadd_ps(load_8(from[i] + c + 24), x3, sum[i][3]);
+    }
+  }
+  if (whole < cols) {
+    alignas(32) float last_x[32] = {};
+    std::memcpy(last_x, x + whole, sizeof(float) * static_cast<std::size_t>(cols - whole));
+    for (int i = 0; i < Rows; ++i) {
+      alignas(32) float last[32];
+      for (float& value : last) value = padding_weight;
+      widen(from[i] + whole, cols - whole, last);
+      for (int j = 0; j < 4; ++j)
+        sum[i][j] = _mm256_fmadd_ps(_mm256_load_ps(last + 8 * j), _mm256_load_ps(last_x + 8 * j),
+                                    sum[i][j]);
+    }
+  }
+  for (int i = 0; i < Rows; ++i)
+    y[row + i] = add_8(add_to_8(sum[i][0], sum[i][1], sum[i][2], sum[i][3]));
+}
+
+/// Rows [begin, end) of a dense matrix. x: [cols], natural
+template <class T>
+BL_AVX2 void gemv_rows_avx2(const matrix_view<const T>& w, const float* x, float* y, int begin,
+                            int end) {
+  int r = begin;
+  for (; r + 2 <= end; r += 2) gemv_block_avx2<T, 2>(w, x, y, r);
+  for (; r < end; ++r) gemv_block_avx2<T, 1>(w, x, y, r);
+}
+
+}  // namespace detail
+}  // namespace cpu
+}  // namespace v0_1
+}  // namespace bitladder
+#endif

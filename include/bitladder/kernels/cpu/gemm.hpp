@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: MIT
+// Many vectors times a matrix of weights on the CPU: prompts and batches. Row i of the result has
+// exactly the bits that gemv gives for row i of x. Tested by tests/kernels/cpu/gemm_test.cpp.
+#pragma once
+
+#include <bitladder/core/bitplane.hpp>
+#include <bitladder/core/codebook.hpp>
+#include <bitladder/core/dispatch.hpp>
+#include <bitladder/core/dtype.hpp>
+#include <bitladder/core/matrix_view.hpp>
+#include <bitladder/core/parallel.hpp>
+#include <bitladder/kernels/cpu/detail/avx2_gemm.hpp>
+#include <bitladder/kernels/cpu/detail/check.hpp>
+#include <bitladder/kernels/cpu/detail/scalar.hpp>
+#include <bitladder/kernels/cpu/detail/scratch.hpp>
+#include <bitladder/kernels/cpu/detail/split_rows.hpp>
+#include <bitladder/kernels/cpu/gemv.hpp>
+#include <bitladder/kernels/cpu/isa.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <type_traits>
+
+namespace bitladder {
+inline namespace v0_1 {
+namespace cpu {
+
+namespace detail {
+
+inline void require_batch(int rows, int cols, const matrix_view<const float>& x,
+                          const matrix_view<float>& y) {
+  require_matrix("gemm", "x", x.rows(), cols, x);
+  require_matrix("gemm", "y", x.rows(), rows, y);
+}
+
+inline void fill_zero(const matrix_view<float>& y) {
+  for (int i = 0; i < y.rows(); ++i) std::fill_n(y.row(i), y.cols(), 0.0f);
+}
+
+#if BL_HAS_AVX2
+template <class Source>
+void gemm_avx2(const Source& source, int rows, const matrix_view<const float>& x,
+               const matrix_view<float>& y, thread_pool* pool) {
+  const bool ragged = source.cols() % 32 != 0;
+  const scratch copy(ragged ? static_cast<std::size_t>(x.rows()) * padded(source.cols()) : 0);
+  const matrix_view<const float> whole_words = ragged ? pad_rows(x, copy.data()) : x;
+  const int chunk =
+      std::max(rows_per_chunk(source.cols(), x.rows()),
+               x.rows() > avx2_gemm_policy::x_group ? avx2_gemm_policy::block_rows(source.cols())
+                                                    : avx2_gemm_policy::rows);
+  split_rows(pool, rows, chunk,
+             [&](int begin, int end) { gemm_rows_avx2(source, whole_words, y, begin, end); });
+}
+#endif
+
+}  // namespace detail
+
+/// Y = X W^T, the weights read at `Bits` bits.
+/// @tparam Bits precision to read, 1..8, at most w.planes()
+/// @param tables the tables of that precision; their groups divide the columns
+/// @param x [m, cols]
+/// @param y [m, rows], not overlapping x
+/// @param pool null runs in the calling thread
+/// @param use an instruction set this machine supports
+/// @throws error if shapes or precisions disagree or a pointer is null
+template <int Bits>
+void gemm(bitplane_view w, codebook_view tables, matrix_view<const float> x, matrix_view<float> y,
+          thread_pool* pool = nullptr, isa use = best_isa()) {
+  static_assert(Bits >= 1 && Bits <= 8, "bitplanes are read at 1 to 8 bits");
+  detail::require_supported(use, "gemm");
+  detail::require_weights("gemm", Bits, w, tables);
+  detail::require_batch(w.rows(), w.cols(), x, y);
+  if (w.cols() == 0) return detail::fill_zero(y);
+  if (x.rows() == 0 || w.rows() == 0) return;
+  if (x.rows() == 1)
+    return gemv<Bits>(w, tables, {x.data(), static_cast<std::size_t>(x.cols())},
+                      {y.data(), static_cast<std::size_t>(y.cols())}, pool, use);
+#if BL_HAS_AVX2
+  if (use == isa::avx2)
+    return detail::gemm_avx2(detail::bitplane_source<Bits>{w, tables}, w.rows(), x, y, pool);
+#endif
+  detail::split_rows(
+      pool, w.rows(), detail::rows_per_chunk(w.cols(), x.rows()),
+      [&](int begin, int end) { detail::gemm_rows_scalar<Bits>(w, tables, x, y, begin, end); });
+}
+
+/// The same for a precision known at run time.
+/// @throws error(unsupported_bits) if `bits` is outside 1..8
+inline void gemm(int bits, bitplane_view w, codebook_view tables, matrix_view<const float> x,
+                 matrix_view<float> y, thread_pool* pool = nullptr, isa use = best_isa()) {
+  detail::require_bits("gemm",
+                       dispatch_bits(bits, all_bits{},
+                                     [&](auto b) {
+                                       gemm<decltype(b)::value>(w, tables, x, y, pool, use);
+                                       return status::ok;
+                                     }),
+                       bits);
+}
+
+/// Y = X W^T for weights stored as float, fp16_t or bf16_t.
+/// @param w [rows, cols]
+template <class T>
+void gemm(matrix_view<T> w, matrix_view<const float> x, matrix_view<float> y,
+          thread_pool* pool = nullptr, isa use = best_isa()) {
+  using value = std::remove_const_t<T>;
+  const matrix_view<const value> weights = w;
+  detail::require_supported(use, "gemm");
+  detail::require_matrix("gemm", "weights", w.rows(), w.cols(), weights);
+  detail::require_batch(w.rows(), w.cols(), x, y);
+  if (w.cols() == 0) return detail::fill_zero(y);
+  if (x.rows() == 0 || w.rows() == 0) return;
+  if (x.rows() == 1)
+    return gemv(weights, {x.data(), static_cast<std::size_t>(x.cols())},
+                {y.data(), static_cast<std::size_t>(y.cols())}, pool, use);
+#if BL_HAS_AVX2
+  if (use == isa::avx2)
+    return detail::gemm_avx2(detail::dense_source<value>{weights}, w.rows(), x, y, pool);
+#endif
+  detail::split_rows(
+      pool, w.rows(), detail::rows_per_chunk(w.cols(), x.rows()),
+      [&](int begin, int end) { detail::gemm_rows_scalar<value>(weights, x, y, begin, end); });
+}
+
+}  // namespace cpu
+}  // namespace v0_1
+}  // namespace bitladder
