@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: MIT
+#include <bitladder/core/parallel.hpp>
+#include <bitladder/quantize/options.hpp>
+
+#include <llama/quantize_model.hpp>
+
+#include <cli/commands.hpp>
+#include <cli/progress.hpp>
+#include <cli/table.hpp>
+
+#include <chrono>
+#include <cstdint>
+#include <iostream>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace cli {
+namespace {
+
+struct quantize_arguments {
+  std::string source, out, sensitivities, method = "exact", json;
+  llama::quantize_model_options options;
+  int threads = 0;
+  bool quiet = false;
+};
+
+/// A row per precision: the mean over linears, each counted by its weights.
+std::vector<row> summarize(const std::vector<llama::linear_errors>& linears) {
+  std::map<int, double> sum;
+  double weights = 0;
+  for (const llama::linear_errors& l : linears) {
+    const double n = static_cast<double>(l.rows) * l.cols;
+    weights += n;
+    for (const auto& [bits, error] : l.relative_error) sum[bits] += error * n;
+  }
+  std::vector<row> rows;
+  for (const auto& [bits, error] : sum)
+    rows.push_back({{"bits", bits}, {"relative_error", error / weights}});
+  return rows;
+}
+
+void run(quantize_arguments& a) {
+  a.options.kmeans.method = a.method == "exact" ? bitladder::quantize_method::exact
+                                                : bitladder::quantize_method::published;
+  a.options.sensitivities = a.sensitivities;
+  bitladder::thread_pool pool(a.threads);
+  const auto start = std::chrono::steady_clock::now();
+  std::unique_ptr<progress> bar;
+  const auto errors = llama::quantize_model(
+      a.source, a.out, a.options, &pool,
+      [&](const std::string& linear, std::int64_t done, std::int64_t resumed, std::int64_t all) {
+        if (bar == nullptr) {
+          if (resumed > 0 && !a.quiet)
+            std::cerr << "going on with unfinished work: " << resumed * 100 / all << "% was done\n";
+          bar = std::make_unique<progress>("quantize", all, a.quiet);
+        }
+        bar->update(done, linear, resumed);
+      });
+  bar.reset();
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const std::vector<row> rows = summarize(errors);
+  std::cout << a.out << ": " << errors.size() << " linears at " << a.options.kmeans.min_bits
+            << " to " << a.options.kmeans.max_bits << " bits, seed " << a.options.kmeans.seed_bits
+            << ", " << as_number("%.1f")(seconds) << " s\n";
+  print_table(std::cout,
+              {{"bits", "bits", as_bits()},
+               {"relative_error", "relative weighted error", as_number("%.3e")}},
+              rows);
+  write_rows(a.json, rows);
+}
+
+}  // namespace
+
+void add_quantize(CLI::App& app) {
+  auto a = std::make_shared<quantize_arguments>();
+  CLI::App* c = app.add_subcommand("quantize", "Make one checkpoint that serves every precision");
+  c->footer(
+      "MODEL is a Hugging Face folder (config.json, *.safetensors, tokenizer.json) of a Llama 2, "
+      "3, 3.1 or 3.2.\n"
+      "The checkpoint OUT holds planes and, for each precision, small tables; a reader of 4 bits "
+      "reads 4 planes\n"
+      "and the 4-bit tables. If the run is interrupted, the same command goes on where it "
+      "stopped.\n\n"
+      "  bitladder quantize examples/models/small -o small-2to8\n"
+      "  bitladder quantize MODEL -o OUT --seed-bits 4 --min-bits 3 --sensitivities "
+      "grads.safetensors");
+  bitladder::kmeans_options& k = a->options.kmeans;
+  c->add_option("model", a->source, "Folder of the model")
+      ->required()
+      ->check(CLI::ExistingDirectory);
+  c->add_option("-o,--output", a->out, "Folder of the checkpoint, made by one rename at the end")
+      ->required();
+  c->add_option("--seed-bits", k.seed_bits,
+                "Precision that is clustered to the optimum; those above come from it by best "
+                "splits, those below "
+                "by best merges")
+      ->capture_default_str();
+  c->add_option("--min-bits", k.min_bits, "Narrowest precision")->capture_default_str();
+  c->add_option("--max-bits,--parent-bits", k.max_bits,
+                "Widest precision: how many planes are stored")
+      ->capture_default_str();
+  c->add_option("--groups", k.groups, "Column groups of a row with tables of their own")
+      ->capture_default_str();
+  c->add_option("--sensitivities", a->sensitivities,
+                "safetensors with a sensitivity (squared gradient) for every weight, under the "
+                "weights' names; "
+                "without it every weight counts alike")
+      ->check(CLI::ExistingPath);
+  c->add_option("--method", a->method,
+                "exact, or published (Any-Precision LLM's own, for comparison)")
+      ->check(CLI::IsMember({"exact", "published"}))
+      ->capture_default_str();
+  c->add_option("--random-state", k.random_state, "Seed of the published method")
+      ->capture_default_str();
+  c->add_option("--threads", a->threads, "Threads; 0 takes all. The result does not depend on it")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  c->add_flag("--overwrite", a->options.overwrite,
+              "Replace a checkpoint of that name, or unfinished work of other options");
+  c->add_option("--json", a->json, "Also write the table as a JSON list");
+  c->add_flag("-q,--quiet", a->quiet, "No progress bar");
+  c->callback([a] { run(*a); });
+}
+
+}  // namespace cli

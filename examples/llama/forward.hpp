@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: MIT
+// The forward pass, written once over a backend (backend_cpu.hpp names what one offers). Precision
+// is an argument of every call, so one sequence may change it at any token. A prompt in chunks
+// gives the same bits as token by token. Tested by tests/llama/forward_test.cpp.
+#pragma once
+
+#include <bitladder/core/matrix_view.hpp>
+#include <bitladder/core/status.hpp>
+
+#include <llama/model.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <string>
+
+namespace llama {
+
+/// One sequence: what it has seen (the kv cache) and room to work in. Refers to the backend.
+template <class Backend>
+class session {
+ public:
+  using buffer = typename Backend::buffer;
+
+  /// @param capacity most tokens; 0 takes the model's context
+  explicit session(Backend& backend, int capacity = 0)
+      : backend_(&backend), cache_(backend.make_cache(capacity)) {}
+
+  Backend& backend() { return *backend_; }
+  const llama::model& model() const { return backend_->model(); }
+  /// Tokens seen.
+  int length() const { return cache_.length(); }
+  int capacity() const { return cache_.capacity(); }
+  /// Forgets the tokens from `length` on.
+  void truncate(int length) { cache_.truncate(length); }
+
+  /// Runs `tokens` after those seen, all weights at `bits`. `logits` then answers for them.
+  /// @param bits one of model().precisions()
+  /// @throws bitladder::error for a token outside the vocabulary, a precision that is not there, or
+  /// more tokens than the capacity; the tokens seen are then as before
+  void forward(bitladder::vector_view<const int> tokens, int bits) {
+    const int precision = model().checked_precision(bits);
+    const int count = static_cast<int>(tokens.size());
+    check_tokens(tokens);
+    cache_.reserve(count);
+    precision_ = precision;
+    hidden_.resize(count, model().config().hidden);
+    const int start = cache_.length();
+    try {
+      for (int begin = 0; begin < count; begin += chunk) {
+        const int rows = std::min(chunk, count - begin);
+        run_layers({tokens.data() + begin, static_cast<std::size_t>(rows)});
+        backend_->copy_rows(normed_, 0, rows, hidden_, begin);
+      }
+    } catch (...) {
+      cache_.truncate(start);
+      hidden_.resize(0, model().config().hidden);
+      throw;
+    }
+  }
+
+  /// Logits of tokens [first, first + count) of the last forward, [count, vocabulary], valid until
+  /// the next call.
+  bitladder::matrix_view<const float> logits(int first, int count) {
+    if (first < 0 || count < 0 || first > hidden_.rows() - count)
+      throw bitladder::error(bitladder::status::invalid_argument,
+                             "logits: expected tokens of the last forward, which had " +
+                                 std::to_string(hidden_.rows()) + ", found " +
+                                 std::to_string(first) + " to " + std::to_string(first + count));
+    part_.resize(count, hidden_.cols());
+    backend_->copy_rows(hidden_, first, count, part_, 0);
+    backend_->linear(backend_->weights().head, precision_, part_, logits_);
+    return backend_->read(logits_);
+  }
+
+  /// Logits of the last token of the last forward.
+  bitladder::vector_view<const float> last_logits() {
+    const auto l = logits(hidden_.rows() - 1, 1);
+    return {l.data(), static_cast<std::size_t>(l.cols())};
+  }
+
+ private:
+  // Bounds the scratch of a long prompt; results do not depend on it.
+  static constexpr int chunk = 512;
+
+  void check_tokens(bitladder::vector_view<const int> tokens) const {
+    if (tokens.size() == 0)
+      throw bitladder::error(bitladder::status::invalid_argument,
+                             "forward: expected at least one token, found none");
+    if (tokens.size() > static_cast<std::size_t>(cache_.capacity()))
+      throw bitladder::error(bitladder::status::invalid_argument,
+                             "forward: expected at most " + std::to_string(cache_.capacity()) +
+                                 " tokens, found " + std::to_string(tokens.size()));
+    for (int t : tokens)
+      if (t < 0 || t >= model().config().vocabulary)
+        throw bitladder::error(bitladder::status::invalid_argument,
+                               "forward: expected tokens of 0 to " +
+                                   std::to_string(model().config().vocabulary - 1) + ", found " +
+                                   std::to_string(t));
+  }
+
+  /// One chunk; its normalised hidden states are left in `normed_`.
+  void run_layers(bitladder::vector_view<const int> tokens) {
+    Backend& b = *backend_;
+    const auto& w = b.weights();
+    const int position = cache_.length();
+    b.embed(w.embedding, tokens, x_);
+    for (std::size_t i = 0; i < w.layers.size(); ++i) {
+      const auto& layer = w.layers[i];
+      const int index = static_cast<int>(i);
+      b.rms_norm(x_, layer.attention_norm, normed_);
+      b.linear(layer.query, precision_, normed_, query_);
+      b.linear(layer.key, precision_, normed_, key_);
+      b.linear(layer.value, precision_, normed_, value_);
+      b.rope(query_, position);
+      b.rope(key_, position);
+      b.store(cache_, index, position, key_, value_);
+      b.attention(cache_, index, query_, attended_);
+      b.linear(layer.output, precision_, attended_, update_);
+      b.add(update_, x_);
+      b.rms_norm(x_, layer.mlp_norm, normed_);
+      b.linear(layer.gate, precision_, normed_, gate_);
+      b.linear(layer.up, precision_, normed_, up_);
+      b.silu_multiply(gate_, up_);
+      b.linear(layer.down, precision_, gate_, update_);
+      b.add(update_, x_);
+    }
+    b.rms_norm(x_, w.norm, normed_);
+    cache_.advance(static_cast<int>(tokens.size()));
+  }
+
+  Backend* backend_;
+  typename Backend::cache cache_;
+  int precision_ = unquantized;
+  buffer x_, normed_, query_, key_, value_, attended_, update_, gate_, up_;
+  buffer hidden_, part_, logits_;
+};
+
+}  // namespace llama

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: MIT
+// A whole model into one checkpoint that serves every precision: linear by linear, so that memory
+// holds two of them and never the model, and resumable, so that an interrupted run ends with the
+// same bytes. What is not a linear of a layer (embeddings, norms, biases, head) stays as it was.
+// Tested by tests/llama/quantize_model_test.cpp.
+#pragma once
+
+#include <bitladder/core/dtype.hpp>
+#include <bitladder/core/matrix_view.hpp>
+#include <bitladder/core/pack.hpp>
+#include <bitladder/core/parallel.hpp>
+#include <bitladder/core/status.hpp>
+#include <bitladder/io/checkpoint_writer.hpp>
+#include <bitladder/io/checksum.hpp>
+#include <bitladder/io/safetensors_set.hpp>
+#include <bitladder/quantize/quantize.hpp>
+#include <bitladder/version.hpp>
+
+#include <llama/error_log.hpp>
+#include <llama/model.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <future>
+#include <iterator>
+#include <memory>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace llama {
+
+struct quantize_model_options {
+  bitladder::kmeans_options kmeans;
+  /// safetensors file or folder with a sensitivity for every weight that is quantized, under the
+  /// weight's name and in its shape; empty for uniform ones
+  std::filesystem::path sensitivities;
+  bool overwrite =
+      false;  ///< replace a checkpoint that is there, or unfinished work of other options
+};
+
+/// Told after each linear. `resumed` counts the weights that an earlier run had done.
+using quantize_progress = std::function<void(const std::string& linear, std::int64_t weights_done,
+                                             std::int64_t resumed, std::int64_t weights_in_all)>;
+
+namespace detail {
+
+/// A linear of the source, ready to be read.
+struct source_linear {
+  std::string name;
+  const bitladder::tensor_info* weight = nullptr;
+  const bitladder::tensor_info* sensitivity = nullptr;  ///< null for uniform
+  int rows = 0, cols = 0;
+
+  std::int64_t weights() const { return static_cast<std::int64_t>(rows) * cols; }
+};
+
+/// The linears of every layer, in the order of the forward pass.
+inline std::vector<std::string> linear_names(const config& c) {
+  std::vector<std::string> names;
+  for (int i = 0; i < c.layers; ++i)
+    for (const char* part : {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+                             "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"})
+      names.push_back("model.layers." + std::to_string(i) + "." + part);
+  return names;
+}
+
+inline bool is_float(bitladder::dtype t) {
+  return t == bitladder::dtype::f32 || t == bitladder::dtype::f16 || t == bitladder::dtype::bf16;
+}
+
+/// The sensitivity tensor of a weight, checked.
+inline const bitladder::tensor_info& matching_sensitivity(
+    const bitladder::safetensors_set& sensitivities, const bitladder::tensor_info& weight) {
+  const bitladder::tensor_info& s = sensitivities.at(weight.name);
+  if (!is_float(s.type) || s.shape != weight.shape)
+    throw bitladder::error(bitladder::status::shape_mismatch,
+                           sensitivities.path() + ": tensor \"" + s.name +
+                               "\": expected F32, F16 or BF16 " +
+                               bitladder::to_string(weight.shape) + ", found " +
+                               bitladder::to_string(s.type) + " " + bitladder::to_string(s.shape));
+  return s;
+}
+
+/// Text that changes when a file's contents most likely did: its size and time of last change.
+inline std::string file_stamp(const bitladder::safetensors_set& set) {
+  std::string text;
+  for (const auto& file : set.files()) {
+    const std::filesystem::path path = file.path();
+    text +=
+        path.filename().string() + ' ' + std::to_string(std::filesystem::file_size(path)) + ' ' +
+        std::to_string(std::filesystem::last_write_time(path).time_since_epoch().count()) + '\n';
+  }
+  for (const auto& t : set.tensors())
+    text +=
+        t.name + ' ' + bitladder::to_string(t.type) + ' ' + bitladder::to_string(t.shape) + '\n';
+  return text;
+}
+
+/// Names everything that the checkpoint's bytes depend on.
+inline std::string fingerprint(const bitladder::safetensors_set& source,
+                               const bitladder::safetensors_set* sensitivities,
+                               const bitladder::kmeans_options& o) {
+  std::string text = file_stamp(source);
+  if (sensitivities != nullptr) text += "sensitivities\n" + file_stamp(*sensitivities);
+  return "version " + std::to_string(BL_VERSION) + ", bits " + std::to_string(o.min_bits) + " to " +
+         std::to_string(o.max_bits) + ", seed " + std::to_string(o.seed_bits) + ", groups " +
+         std::to_string(o.groups) + ", method " + bitladder::to_string(o.method) +
+         ", random state " + std::to_string(o.random_state) + ", source " +
+         std::to_string(bitladder::checksum(text.data(), text.size()));
+}
+
+/// The tensor's elements as T, in place, or copied to `copy` if the file did not align them.
+template <class T>
+const T* elements(const bitladder::safetensors_set& set, const bitladder::tensor_info& t,
+                  std::vector<T>& copy) {
+  const auto bytes = set.bytes(t);
+  if (set.aligned(t)) return reinterpret_cast<const T*>(bytes.data());
+  copy.resize(bytes.size() / sizeof(T));
+  std::memcpy(copy.data(), bytes.data(), bytes.size());
+  return copy.data();
+}
+
+template <class T>
+bitladder::quantized_matrix quantize_as(const bitladder::safetensors_set& source,
+                                        const source_linear& l,
+                                        const bitladder::sensitivity& sensitivity,
+                                        const bitladder::kmeans_options& options,
+                                        bitladder::thread_pool* pool) {
+  std::vector<T> copy;
+  const bitladder::matrix_view<const T> w(elements(source, *l.weight, copy), l.rows, l.cols);
+  return bitladder::quantize(w, sensitivity, options, pool);
+}
+
+inline bitladder::quantized_matrix quantize_linear(const bitladder::safetensors_set& source,
+                                                   const bitladder::safetensors_set* sensitivities,
+                                                   const source_linear& l,
+                                                   const bitladder::kmeans_options& options,
+                                                   bitladder::thread_pool* pool) {
+  std::vector<float> values;
+  bitladder::sensitivity sensitivity = bitladder::sensitivity::uniform(l.rows, l.cols);
+  if (l.sensitivity != nullptr) {
+    values.resize(static_cast<std::size_t>(l.weights()));
+    sensitivities->read_as_float(*l.sensitivity, values.data());
+    sensitivity = bitladder::sensitivity::from_values({values.data(), l.rows, l.cols});
+  }
+  try {
+    switch (l.weight->type) {
+      case bitladder::dtype::f16:
+        return quantize_as<bitladder::fp16_t>(source, l, sensitivity, options, pool);
+      case bitladder::dtype::bf16:
+        return quantize_as<bitladder::bf16_t>(source, l, sensitivity, options, pool);
+      default: return quantize_as<float>(source, l, sensitivity, options, pool);
+    }
+  } catch (const bitladder::error& e) {
+    throw bitladder::error(e.code(),
+                           source.path() + ": tensor \"" + l.weight->name + "\": " + e.what());
+  }
+}
+
+inline linear_errors errors_of(const source_linear& l, const bitladder::quantize_report& report) {
+  linear_errors e{l.name, l.rows, l.cols, {}};
+  for (int b = report.min_bits; b <= report.max_bits; ++b)
+    e.relative_error[b] = report.relative_error(b);
+  return e;
+}
+
+/// Lets the pages of a tensor that will not be read again go.
+inline void release(const bitladder::safetensors_set& set, const bitladder::tensor_info& t) {
+  const bitladder::safetensors_file& file = set.file_of(t);
+  file.mapping().advise(bitladder::access::dont_need, file.data_offset() + t.begin,
+                        static_cast<std::size_t>(t.bytes()));
+}
+
+inline std::string read_text(const std::filesystem::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) throw bitladder::error(bitladder::status::io_failed, path.string() + ": cannot be read");
+  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+}
+
+/// What is copied beside the checkpoint, if the source has it.
+inline std::vector<std::filesystem::path> companion_files(const std::filesystem::path& source) {
+  std::vector<std::filesystem::path> files;
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                           "generation_config.json", "LICENSE", "LICENSE.txt"})
+    if (std::filesystem::exists(source / name)) files.push_back(source / name);
+  return files;
+}
+
+}  // namespace detail
+
+/// Quantizes the Llama in folder `source` to the checkpoint folder `out`. If an earlier run with
+/// the same source and options was interrupted, goes on where it stopped.
+/// @return the errors of every linear, which `out`/quantization.json holds too
+/// @throws bitladder::error naming file and tensor, what was expected and what was found; `out` is
+/// then
+///   as it was before, and what was done so far is kept for the next run
+inline std::vector<linear_errors> quantize_model(const std::filesystem::path& source,
+                                                 const std::filesystem::path& out,
+                                                 const quantize_model_options& options,
+                                                 bitladder::thread_pool* pool,
+                                                 const quantize_progress& progress = {}) {
+  const model checked(source);  // every tensor is there, in its shape and in a dtype that is read
+  if (checked.quantized())
+    throw bitladder::error(
+        bitladder::status::invalid_argument,
+        source.string() + ": is quantized already; expected a model with float weights");
+  const bitladder::safetensors_set tensors(source);
+  std::unique_ptr<bitladder::safetensors_set> sensitivities;
+  if (!options.sensitivities.empty())
+    sensitivities = std::make_unique<bitladder::safetensors_set>(options.sensitivities);
+
+  std::vector<detail::source_linear> linears;
+  bitladder::checkpoint_plan plan;
+  plan.seed_bits = options.kmeans.seed_bits;
+  plan.min_bits = options.kmeans.min_bits;
+  plan.max_bits = options.kmeans.max_bits;
+  plan.groups = options.kmeans.groups;
+  std::set<std::string> replaced;
+  std::int64_t weights_in_all = 0;
+  for (const std::string& name : detail::linear_names(checked.config())) {
+    const bitladder::tensor_info& w = tensors.at(name + ".weight");
+    detail::source_linear l;
+    l.name = name;
+    l.weight = &w;
+    l.rows = static_cast<int>(w.shape[0]);
+    l.cols = static_cast<int>(w.shape[1]);
+    if (sensitivities) l.sensitivity = &detail::matching_sensitivity(*sensitivities, w);
+    try {
+      bitladder::validate(options.kmeans, l.cols);
+    } catch (const bitladder::error& e) {
+      throw bitladder::error(e.code(), tensors.path() + ": tensor \"" + w.name + "\": " + e.what());
+    }
+    plan.linears.push_back({name, l.rows, l.cols});
+    replaced.insert(w.name);
+    weights_in_all += l.weights();
+    linears.push_back(l);
+  }
+  for (const bitladder::tensor_info& t : tensors.tensors())
+    if (replaced.count(t.name) == 0) plan.tensors.push_back({t.name, t.type, t.shape});
+
+  bitladder::checkpoint_writer writer(
+      out, plan, detail::fingerprint(tensors, sensitivities.get(), options.kmeans),
+      {options.overwrite});
+  error_log log(out, writer.parts_done() > 0);
+
+  for (const auto& t : plan.tensors) {
+    if (writer.done(t.name)) continue;
+    const auto bytes = tensors.bytes(t.name);
+    writer.write_tensor(t.name, bytes.data(), bytes.size());
+    detail::release(tensors, tensors.at(t.name));
+  }
+
+  std::vector<const detail::source_linear*> pending;
+  std::int64_t done = 0;
+  for (const detail::source_linear& l : linears) {
+    if (writer.done(l.name) && log.has(l.name))
+      done += l.weights();
+    else
+      pending.push_back(&l);
+  }
+  const std::int64_t resumed = done;
+  if (progress) progress("", done, resumed, weights_in_all);
+  // One linear is packed and written while the next is clustered.
+  std::future<void> writing;
+  for (const detail::source_linear* l : pending) {
+    auto q = std::make_shared<bitladder::quantized_matrix>(
+        detail::quantize_linear(tensors, sensitivities.get(), *l, options.kmeans, pool));
+    detail::release(tensors, *l->weight);
+    if (l->sensitivity != nullptr) detail::release(*sensitivities, *l->sensitivity);
+    if (writing.valid()) writing.get();
+    writing = std::async(std::launch::async, [&writer, &log, l, q] {
+      log.add(detail::errors_of(*l, q->report()));
+      writer.write_linear(l->name, bitladder::pack(q->codes(), q->max_bits()).view(),
+                          q->codebooks());
+    });
+    done += l->weights();
+    if (progress) progress(l->name, done, resumed, weights_in_all);
+  }
+  if (writing.valid()) writing.get();
+
+  const std::vector<linear_errors> errors = log.ordered(detail::linear_names(checked.config()));
+  std::vector<std::filesystem::path> files = detail::companion_files(source);
+  files.push_back(log.write_report(errors));
+  writer.finish(detail::read_text(source / "config.json"), files);
+  log.remove();
+  return errors;
+}
+
+}  // namespace llama
