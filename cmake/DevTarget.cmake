@@ -1,0 +1,32 @@
+# What our own programs are built with and no consumer ever sees: CUDA as a language, and
+# bitladder_dev, which carries warnings and sanitizers and is linked PRIVATE, never exported.
+if(TARGET bitladder_cuda)
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+      set(CMAKE_CUDA_ARCHITECTURES 80)  # the oldest that we test; runs on newer cards by its PTX
+    endif()
+    enable_language(CUDA)
+  endif()
+endif()
+
+set(BL_SANITIZE "" CACHE STRING "Sanitizers for our own host programs, e.g. address,undefined")
+
+add_library(bitladder_dev INTERFACE)
+set(warnings -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion)
+# nvcc's generated code does not pass -Wshadow and -Wconversion.
+set(cuda_warnings -Xcompiler=-Wall,-Wextra)
+if(BL_WERROR)
+  list(APPEND warnings -Werror)
+  list(APPEND cuda_warnings -Werror=all-warnings -Xcompiler=-Werror)
+endif()
+target_compile_options(bitladder_dev INTERFACE
+  "$<$<COMPILE_LANGUAGE:CXX>:${warnings}>" "$<$<COMPILE_LANGUAGE:CUDA>:${cuda_warnings}>")
+if(BL_SANITIZE)
+  target_compile_options(bitladder_dev INTERFACE
+    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${BL_SANITIZE}>
+    $<$<COMPILE_LANGUAGE:CXX>:-fno-sanitize-recover=all>
+    $<$<COMPILE_LANGUAGE:CXX>:-fno-omit-frame-pointer>)
+  target_link_options(bitladder_dev INTERFACE -fsanitize=${BL_SANITIZE})
+endif()

@@ -1,0 +1,65 @@
+# Every public header, by the component that installs it. tests/compile compares this list with the
+# folder, so a new header that is missing here fails a test.
+set(BL_CORE_HEADERS
+  include/bitladder/bitladder.hpp
+  include/bitladder/config.hpp
+  include/bitladder/version.hpp
+  include/bitladder/core/bitplane.hpp
+  include/bitladder/core/codebook.hpp
+  include/bitladder/core/dispatch.hpp
+  include/bitladder/core/dtype.hpp
+  include/bitladder/core/matrix_view.hpp
+  include/bitladder/core/pack.hpp
+  include/bitladder/core/parallel.hpp
+  include/bitladder/core/status.hpp
+  include/bitladder/kernels/cpu/dequantize.hpp
+  include/bitladder/kernels/cpu/detail/avx2_decoder.hpp
+  include/bitladder/kernels/cpu/detail/avx2_gemm.hpp
+  include/bitladder/kernels/cpu/detail/avx2_gemv.hpp
+  include/bitladder/kernels/cpu/detail/avx2_lanes.hpp
+  include/bitladder/kernels/cpu/detail/check.hpp
+  include/bitladder/kernels/cpu/detail/scalar.hpp
+  include/bitladder/kernels/cpu/detail/scratch.hpp
+  include/bitladder/kernels/cpu/detail/split_rows.hpp
+  include/bitladder/kernels/cpu/gemm.hpp
+  include/bitladder/kernels/cpu/gemv.hpp
+  include/bitladder/kernels/cpu/isa.hpp
+  include/bitladder/kernels/cpu/order.hpp
+  include/bitladder/kernels/cpu/reference.hpp
+  include/bitladder/quantize/interval_search.hpp
+  include/bitladder/quantize/kmeans_solver.hpp
+  include/bitladder/quantize/merge.hpp
+  include/bitladder/quantize/options.hpp
+  include/bitladder/quantize/published.hpp
+  include/bitladder/quantize/quantize.hpp
+  include/bitladder/quantize/radix_sort.hpp
+  include/bitladder/quantize/row_ladder.hpp
+  include/bitladder/quantize/sensitivity.hpp
+  include/bitladder/quantize/sorted_row.hpp
+  include/bitladder/quantize/upscale.hpp
+  include/bitladder/quantize/weighted_kmeans.hpp
+)
+
+set(BL_IO_HEADERS
+  include/bitladder/io/atomic_file.hpp
+  include/bitladder/io/checkpoint.hpp
+  include/bitladder/io/checkpoint_format.hpp
+  include/bitladder/io/checkpoint_writer.hpp
+  include/bitladder/io/checksum.hpp
+  include/bitladder/io/detail/posix.hpp
+  include/bitladder/io/detail/safetensors_header.hpp
+  include/bitladder/io/journal.hpp
+  include/bitladder/io/json.hpp
+  include/bitladder/io/mmap.hpp
+  include/bitladder/io/safetensors.hpp
+  include/bitladder/io/safetensors_plan.hpp
+  include/bitladder/io/safetensors_set.hpp
+  include/bitladder/io/safetensors_writer.hpp
+  include/bitladder/io/tensor_info.hpp
+)
+
+set(BL_CUDA_HEADERS
+  include/bitladder/cuda.cuh
+  include/bitladder/cuda/buffer.cuh
+  include/bitladder/cuda/runtime.cuh
+)

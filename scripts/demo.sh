@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Builds the tool, stores the bundled model once at 2 to 8 bits, and shows that one file at every precision.
+# Leaves the table in build/demo.json. Needs no GPU and no CUDA toolkit.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+mkdir -p build
+bash scripts/dependencies.sh
+cmake -S . -B build/demo -DCMAKE_BUILD_TYPE=Release -DBL_BUILD_TESTS=OFF -DBL_BUILD_BENCHMARKS=OFF >build/demo-configure.log 2>&1 ||
+  { cat build/demo-configure.log; exit 1; }
+cmake --build build/demo --target bitladder_cli --parallel "$(nproc)"
+
+tool=build/demo/bin/bitladder
+model=examples/models/small
+echo
+echo "\$ bitladder quantize $model -o build/demo/small-2to8"
+"$tool" quantize "$model" -o build/demo/small-2to8 --overwrite
+echo
+echo "\$ bitladder demo build/demo/small-2to8 --unquantized $model --text examples/models/held-out.txt"
+"$tool" demo build/demo/small-2to8 --unquantized "$model" --text examples/models/held-out.txt \
+  --json build/demo.json --svg build/demo.svg
+echo
+echo "The same rows are in build/demo.json, the chart of bits against perplexity in build/demo.svg."

@@ -1,0 +1,28 @@
+# All C++ and CUDA files are as clang-format 14 leaves them; other versions wrap differently.
+#   cmake -DROOT=repository -P check_format.cmake
+cmake_minimum_required(VERSION 3.25)
+
+find_program(CLANG_FORMAT NAMES clang-format-14 clang-format)
+if(CLANG_FORMAT)
+  execute_process(COMMAND ${CLANG_FORMAT} --version OUTPUT_VARIABLE version)
+endif()
+if(NOT version MATCHES "version 14\\.")
+  message(STATUS "skipped: no clang-format 14 here")
+  return()
+endif()
+set(files "")
+foreach(folder include tests examples benchmarks)
+  foreach(extension hpp cpp cuh cu)
+    file(GLOB_RECURSE found ${ROOT}/${folder}/*.${extension})
+    list(APPEND files ${found})
+  endforeach()
+endforeach()
+execute_process(COMMAND ${CLANG_FORMAT} --dry-run -Werror --ferror-limit=1 ${files}
+                RESULT_VARIABLE result ERROR_VARIABLE text)
+if(NOT result EQUAL 0)
+  string(REGEX MATCHALL "[^\n]*: error:" places "${text}")
+  foreach(place ${places})
+    message("${place}")
+  endforeach()
+  message(FATAL_ERROR "run ${CLANG_FORMAT} -i on these files")
+endif()

@@ -1,0 +1,18 @@
+# Runs README's first program (-DPROGRAM) and checks README (-DREADME) and source (-DSOURCE) against it: the
+# code block must be the program from its first #include on, the output block what it prints.
+file(READ ${README} readme)
+file(READ ${SOURCE} source)
+string(FIND "${source}" "#include" begin)
+string(SUBSTRING "${source}" ${begin} -1 code)
+string(FIND "${readme}" "```cpp\n${code}```" at)
+if(at EQUAL -1)
+  message(FATAL_ERROR "README.md does not show ${SOURCE} as it is")
+endif()
+execute_process(COMMAND ${PROGRAM} OUTPUT_VARIABLE output RESULT_VARIABLE status)
+if(NOT status EQUAL 0)
+  message(FATAL_ERROR "${PROGRAM} ended with ${status}")
+endif()
+string(FIND "${readme}" "```\n${output}```" at)
+if(at EQUAL -1)
+  message(FATAL_ERROR "README.md does not show what the program prints:\n${output}")
+endif()
