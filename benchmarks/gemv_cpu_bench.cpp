@@ -24,6 +24,7 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <thread>
 #include <vector>
 
 #ifndef NDEBUG
@@ -199,28 +200,37 @@ constexpr std::int64_t scalar = static_cast<std::int64_t>(cpu::isa::scalar);
 constexpr std::int64_t avx2 = static_cast<std::int64_t>(cpu::isa::avx2);
 const std::vector<std::int64_t> every_precision{1, 2, 3, 4, 5, 6, 7, 8};
 
+/// 1, 2, 4 ... as far as the machine goes.
+std::vector<std::int64_t> thread_counts() {
+  std::vector<std::int64_t> counts{1};
+  while (counts.back() * 2 <= static_cast<std::int64_t>(std::thread::hardware_concurrency()))
+    counts.push_back(counts.back() * 2);
+  return counts;
+}
+const std::vector<std::int64_t> threads = thread_counts();
+
 // The shapes of Llama-2-7B, and of a small model whose layers stay in the cache.
 BENCHMARK(gemv)
     ->ArgNames({"rows", "cols", "bits", "threads", "isa"})
-    ->ArgsProduct({{4096}, {4096}, every_precision, {1, 2}, {avx2}})
-    ->ArgsProduct({{11008}, {4096}, {2, 3, 4, 8}, {1, 2}, {avx2}})
-    ->ArgsProduct({{4096}, {11008}, {2, 3, 4, 8}, {1, 2}, {avx2}})
+    ->ArgsProduct({{4096}, {4096}, every_precision, threads, {avx2}})
+    ->ArgsProduct({{11008}, {4096}, {2, 3, 4, 8}, threads, {avx2}})
+    ->ArgsProduct({{4096}, {11008}, {2, 3, 4, 8}, threads, {avx2}})
     ->ArgsProduct({{768}, {256}, every_precision, {1}, {avx2}})
     ->ArgsProduct({{1024}, {1024}, {4}, {1}, {scalar}})
     ->UseRealTime();
 BENCHMARK_TEMPLATE(gemv_dense, float)
     ->ArgNames({"rows", "cols", "threads"})
-    ->ArgsProduct({{4096}, {4096}, {1, 2}})
+    ->ArgsProduct({{4096}, {4096}, threads})
     ->UseRealTime();
 BENCHMARK_TEMPLATE(gemv_dense, fp16_t)
     ->ArgNames({"rows", "cols", "threads"})
-    ->ArgsProduct({{4096}, {4096}, {1, 2}})
+    ->ArgsProduct({{4096}, {4096}, threads})
     ->UseRealTime();
-BENCHMARK(copy)->ArgName("threads")->Arg(1)->Arg(2)->UseRealTime();
+BENCHMARK(copy)->ArgName("threads")->ArgsProduct({threads})->UseRealTime();
 BENCHMARK(gemm)
     ->ArgNames({"m", "rows", "cols", "bits", "threads"})
-    ->ArgsProduct({{512}, {768}, {256}, {0, 2, 4, 8, 16}, {1, 2}})
-    ->ArgsProduct({{512}, {256}, {768}, {0, 2, 4, 8, 16}, {1, 2}})
+    ->ArgsProduct({{512}, {768}, {256}, {0, 2, 4, 8, 16}, threads})
+    ->ArgsProduct({{512}, {256}, {768}, {0, 2, 4, 8, 16}, threads})
     ->ArgsProduct({{512}, {1024}, {4096}, {0, 2, 4, 8, 16}, {1}})
     ->ArgsProduct({{2, 4, 8}, {4096}, {4096}, {2, 4, 8}, {1}})
     ->UseRealTime();

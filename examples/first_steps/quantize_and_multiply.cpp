@@ -8,9 +8,10 @@
 
 int main() {
   const int rows = 64, cols = 256;
-  std::vector<float> w(rows * cols), x(cols, 1.f), y(rows);
+  std::vector<float> w(rows * cols), y(rows);
   for (std::uint32_t i = 0; i < w.size(); ++i)
     w[i] = static_cast<float>(i * 2654435761u >> 16) / 65536 - 0.5f;
+  std::vector<float> x(w.begin(), w.begin() + cols);  // the first row: y[0] nears its square
 
   bitladder::matrix_view<const float> matrix(w.data(), rows, cols);
   auto q = bitladder::quantize(matrix, bitladder::sensitivity::uniform(rows, cols), {});

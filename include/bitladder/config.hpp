@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The library's few macros, all of them. None changes a result or a layout, so translation units
+// The few macros of the whole library (one header may have its own, which it says). None changes a result or a layout, so translation units
 // that define BL_ENABLE_ASSERTS and ones that do not can be linked together.
 #pragma once
 

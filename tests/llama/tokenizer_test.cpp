@@ -433,6 +433,35 @@ TEST_CASE("patterns that PCRE2 would read differently are refused") {
   }
 }
 
+TEST_CASE("classes of a pattern hold what Oniguruma's hold") {
+  const auto matches = [](const char* pattern, const std::string& text) {
+    std::size_t count = 0;
+    llama::tokenization::regex::from_pattern(pattern, "p")
+        .for_each_match(text, [&](std::size_t, std::size_t) { ++count; });
+    return count;
+  };
+  const std::string spaces =
+      "\t\n\v\f\r \u0085\u00a0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000";
+  for (const char* pattern : {R"(\s)", R"([\s])"}) {
+    CHECK(matches(pattern, spaces) == 16);
+    CHECK(matches(pattern, "x\u180e\u200b\ufeff\u2060") == 0);
+  }
+  CHECK(matches(R"(\S)", spaces + "\u180e") == 1);
+  for (const char* pattern : {R"(\w)", R"([\w])"}) {
+    CHECK(matches(pattern, "a\u0301_\u203f\u0661\u2160\u24b6\u4e16") == 8);
+    CHECK(matches(pattern, "\u00b2 -\u20ac\u200b\U0001f600") == 0);
+  }
+  CHECK(matches(R"(\W)", "a\u0301-") == 1);
+  CHECK(matches(R"(\h)", "0aFg \t") == 3);
+  CHECK(matches(R"([\h ])", "0aFg \t") == 4);
+  CHECK(matches(R"(\H)", "0aFg") == 1);
+  // U+30FC serves both kana scripts, and is in neither.
+  CHECK(matches(R"(\p{Katakana})", "\u30a2\u30fc") == 1);
+  CHECK(matches(R"(\P{Katakana})", "\u30a2\u30fc") == 1);
+  CHECK(matches("^a|a$", "a\na\r\na") == 4);
+  CHECK(matches("(?i:'s)", "'s'S'\u017f") == 3);
+}
+
 TEST_CASE("a damaged file is an error that names it") {
   const auto parse = [](const std::string& text) {
     try {

@@ -215,3 +215,32 @@ TEST_CASE("exact rows are never worse than published ones at the seed and better
   CHECK(ratio[3] < 0.99);
   CHECK(ratio[8] < 0.85);
 }
+
+TEST_CASE("sensitivities as unlike each other as floats can be leave tables that ascend") {
+  support::random r(19);
+  row_ladder ladder;
+  for (int trial = 0; trial < 60; ++trial) {
+    row_data d = make_row(r, 900 + r.below(600), trial % quantize_test::row_kinds);
+    for (float& s : d.sensitivities) {
+      if (trial % 3 == 0) s = static_cast<float>(std::exp(20 * r.normal()) * 1e-8);
+      if (trial % 3 == 1) s = r.below(400) == 0 ? 1e38f : 1e-45f;
+      if (trial % 3 == 2) s = 1e-40f * static_cast<float>(r.below(3));
+    }
+    kmeans_options o;
+    o.seed_bits = 2 + trial % 2;
+    o.method = trial % 5 == 0 ? quantize_method::published : quantize_method::exact;
+    REQUIRE(ladder.build(d.values.data(), d.sensitivities.data(), d.count(), o));
+    const std::vector<std::uint8_t> codes = codes_of(ladder, d.count());
+    for (int b = o.min_bits; b <= 8; ++b) {
+      const std::vector<double>& t = ladder.table(b);
+      CHECK(std::is_sorted(t.begin(), t.end()));
+      CHECK(std::isfinite(t.front()));
+      CHECK(std::isfinite(t.back()));
+    }
+    if (o.method == quantize_method::published) continue;
+    for (std::size_t i = 0; i < codes.size(); ++i)  // each value by a mean of its neighbours
+      CHECK(std::abs(ladder.table(8)[codes[i]] - static_cast<double>(d.values[i])) <=
+            static_cast<double>(ladder.points().x()[ladder.points().size() - 1]) -
+                static_cast<double>(ladder.points().x()[0]));
+  }
+}

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: MIT
+// The tool as a user runs it, on the bundled model.
+#include <bitladder/io/checkpoint.hpp>
+
+#include <doctest/doctest.h>
+#include <nlohmann/json.hpp>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <string>
+#include <sys/wait.h>
+#include <vector>
+
+namespace fs = std::filesystem;
+
+namespace {
+
+const std::string small = std::string(BL_SOURCE_DIR) + "/examples/models/small";
+const std::string held_out = std::string(BL_SOURCE_DIR) + "/examples/models/held-out.txt";
+
+/// One folder for the whole program, with one checkpoint that the cases share.
+class workplace {
+ public:
+  workplace() {
+    std::string name = (fs::temp_directory_path() / "bitladder-cli-XXXXXX").string();
+    REQUIRE(::mkdtemp(name.data()) != nullptr);
+    path_ = name;
+  }
+  ~workplace() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  fs::path operator/(const std::string& name) const { return path_ / name; }
+
+ private:
+  fs::path path_;
+};
+
+workplace& work() {
+  static workplace w;
+  return w;
+}
+
+struct outcome {
+  int status;
+  std::string text;  ///< standard output and error
+};
+
+outcome shell(const std::string& command) {
+  FILE* pipe = ::popen(("(" + command + ") 2>&1").c_str(), "r");
+  REQUIRE(pipe != nullptr);
+  outcome o{0, {}};
+  char buffer[4096];
+  for (std::size_t n; (n = std::fread(buffer, 1, sizeof buffer, pipe)) > 0;)
+    o.text.append(buffer, n);
+  const int status = ::pclose(pipe);
+  o.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return o;
+}
+
+outcome tool(const std::string& arguments) { return shell(std::string(BL_TOOL) + " " + arguments); }
+
+const std::string& checkpoint() {
+  static const std::string path = [] {
+    const std::string out = (work() / "small").string();
+    const outcome o = tool("quantize " + small + " -q -o " + out);
+    REQUIRE_MESSAGE(o.status == 0, o.text);
+    return out;
+  }();
+  return path;
+}
+
+nlohmann::json rows_of(const fs::path& file) { return nlohmann::json::parse(std::ifstream(file)); }
+
+std::string read_all(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+}
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+/// A copy of the bundled model with one file replaced.
+fs::path changed_model(const std::string& name, const std::string& file, const std::string& bytes) {
+  const fs::path folder = work() / name;
+  fs::create_directories(folder);
+  for (const auto& entry : fs::directory_iterator(small))
+    fs::copy(entry.path(), folder / entry.path().filename(), fs::copy_options::overwrite_existing);
+  std::ofstream(folder / file, std::ios::binary) << bytes;
+  return folder;
+}
+
+}  // namespace
+
+TEST_CASE("every command explains itself") {
+  CHECK(contains(tool("--help").text, "quantize"));
+  CHECK(contains(tool("--version").text, "."));
+  for (const char* command : {"quantize", "inspect", "generate", "perplexity", "demo"}) {
+    const outcome o = tool(std::string(command) + " --help");
+    CHECK(o.status == 0);
+    CHECK(contains(o.text, "--json"));
+  }
+  CHECK(tool("").status != 0);
+  CHECK(tool("multiply").status != 0);
+}
+
+TEST_CASE("inspect counts planes and every table, and its check finds a sound file sound") {
+  const fs::path json = work() / "inspect.json";
+  const outcome o = tool("inspect " + checkpoint() + " --tensors --check --json " + json.string());
+  CHECK_MESSAGE(o.status == 0, o.text);
+  CHECK(contains(o.text, "model.layers.5.mlp.down_proj.lut3"));
+  // Linears of a layer: 512 rows of 256 (q, k, v of 256 + 128 + 128), 256 of 256, 1536 of 256, 256
+  // of 768.
+  const double rows = 6 * (512 + 256 + 1536 + 256.0),
+               weights = 6 * (512 + 256 + 1536 + 3 * 256) * 256.0;
+  for (const auto& r : rows_of(json)) {
+    const int bits = r["bits"];
+    CHECK(r["table_bytes"] == rows * (2 << bits));
+    CHECK(r["plane_bytes"] == weights * bits / 8);
+    CHECK(r["bits_per_weight"].get<double>() ==
+          doctest::Approx(bits + rows * (16 << bits) / weights));
+  }
+  CHECK(tool("inspect " + small).status == 0);
+}
+
+TEST_CASE("perplexity falls from 2 to 8 bits and meets the unquantized model at 8") {
+  const fs::path json = work() / "p.json", svg = work() / "p.svg";
+  const outcome o = tool("perplexity " + checkpoint() + " --unquantized " + small + " --text " +
+                         held_out + " --join-paragraphs --max-windows 4 -q --json " +
+                         json.string() + " --svg " + svg.string());
+  CHECK_MESSAGE(o.status == 0, o.text);
+  const auto rows = rows_of(json);
+  REQUIRE(rows.size() == 8);
+  for (std::size_t i = 0; i < 8; ++i) {
+    CHECK(rows[i]["bits"] == (i < 7 ? static_cast<int>(i) + 2 : 0));
+    CHECK(rows[i]["tokens_per_second"] > 0);
+    if (i > 0 && i < 7)
+      CHECK(rows[i]["perplexity"].get<double>() <= rows[i - 1]["perplexity"].get<double>() * 1.005);
+    if (i > 0 && i < 7)
+      CHECK(rows[i]["bytes_per_token"].get<double>() >
+            rows[i - 1]["bytes_per_token"].get<double>());
+  }
+  const double best = rows[6]["perplexity"], unquantized = rows[7]["perplexity"];
+  CHECK(std::fabs(best / unquantized - 1) < 0.01);
+  CHECK(contains(read_all(svg), "</svg>"));
+
+  const fs::path alone = work() / "alone.json";
+  CHECK(tool("perplexity " + checkpoint() + " --text " + held_out +
+             " --join-paragraphs --max-windows 4 -q --threads 1 -b 3 --json " + alone.string())
+            .status == 0);
+  CHECK(rows_of(alone)[0]["perplexity"] == rows[1]["perplexity"]);
+}
+
+TEST_CASE("the demo shows one checkpoint at every precision") {
+  const fs::path json = work() / "demo.json";
+  const outcome o = tool("demo " + checkpoint() + " --unquantized " + small + " --text " +
+                         held_out + " --max-windows 1 -n 8 -q --json " + json.string());
+  CHECK_MESSAGE(o.status == 0, o.text);
+  const auto rows = rows_of(json);
+  REQUIRE(rows.size() == 8);
+  for (const auto& r : rows) {
+    for (const char* key : {"bits", "perplexity", "tokens_per_second", "bytes_per_token"})
+      CHECK(r[key].is_number());
+    CHECK(contains(r["text"], "Once upon a time"));
+  }
+}
+
+TEST_CASE("a seed gives the same text again, with any number of threads") {
+  const std::string run =
+      "generate " + checkpoint() + " -b 4 -n 24 -q --temperature 0.9 --top-k 40 --prompt 'It was' ";
+  const outcome a = tool(run + "--seed 5"), b = tool(run + "--seed 5 --threads 1"),
+                c = tool(run + "--seed 6");
+  CHECK_MESSAGE(a.status == 0, a.text);
+  CHECK(contains(a.text, "It was"));
+  CHECK(a.text == b.text);
+  CHECK(a.text != c.text);
+  CHECK(tool("generate " + small + " -n 4 --prompt Once").status == 0);
+}
+
+TEST_CASE("what cannot be done is said with file, expected and found, and exit status 1") {
+  const auto fails = [](const std::string& arguments, std::vector<std::string> parts) {
+    const outcome o = tool(arguments);
+    CAPTURE(o.text);
+    CHECK(o.status == 1);
+    for (const std::string& part : parts) CHECK(contains(o.text, part));
+  };
+  fails("generate " + checkpoint() + " -b 1 --prompt x",
+        {checkpoint(), "1 bits", "2 bits", "8 bits"});
+  fails("generate " + checkpoint() + " -b 0 --prompt x", {checkpoint(), "unquantized"});
+  fails("perplexity " + checkpoint() + " --text " + held_out + " -b 0", {"--unquantized"});
+  std::ofstream(work() / "short.txt") << "too short";
+  fails("perplexity " + checkpoint() + " --text " + (work() / "short.txt").string(),
+        {"window", "512"});
+
+  const std::string config = read_all(small + "/config.json");
+  std::string mamba = config;
+  mamba.replace(mamba.find("\"llama\""), 7, "\"mamba\"");
+  fails("quantize " + changed_model("mamba", "config.json", mamba).string() + " -o " +
+            (work() / "o1").string(),
+        {"config.json", "model_type", "mamba", "llama"});
+  const std::string weights = read_all(small + "/model.safetensors");
+  fails("quantize " +
+            changed_model("cut", "model.safetensors", weights.substr(0, weights.size() - 1000))
+                .string() +
+            " -o " + (work() / "o2").string(),
+        {"model.safetensors"});
+  std::string renamed = weights;
+  renamed.replace(renamed.find("layers.3.mlp.up_proj"), 20, "layers.3.mlp.UP_proj");
+  fails("quantize " + changed_model("renamed", "model.safetensors", renamed).string() + " -o " +
+            (work() / "o3").string(),
+        {"model.layers.3.mlp.up_proj.weight"});
+  for (const char* out : {"o1", "o2", "o3"}) CHECK(!fs::exists(work() / out));
+  fails("quantize " + small + " -o " + checkpoint(), {checkpoint(), "is there already"});
+  fails("quantize " + small + " -o " + (work() / "o4").string() + " --min-bits 4",
+        {"min_bits 4", "seed_bits 3"});
+}
+
+TEST_CASE("a full disk is reported and leaves no checkpoint under its name") {
+  const fs::path out = work() / "full";
+  // Files of at most 1000 KiB, as a disk that fills up would have it; the signal would end the
+  // tool.
+  const outcome o = shell("trap '' XFSZ; ulimit -f 1000; " + std::string(BL_TOOL) + " quantize " +
+                          small + " -q -o " + out.string());
+  CHECK(o.status == 1);
+  CHECK(contains(o.text, out.string()));
+  CHECK(!fs::exists(out));
+  const outcome again = tool("quantize " + small + " -q -o " + out.string());
+  CHECK_MESSAGE(again.status == 0, again.text);
+}
+
+TEST_CASE("killed at any moment and run again, quantize ends with the same bytes") {
+  const fs::path out = work() / "killed";
+  int killed = 0;
+  for (const char* seconds : {"0.05", "0.15", "0.3", "0.6"}) {
+    fs::remove_all(out);
+    const std::string run =
+        std::string(BL_TOOL) + " quantize " + small + " -q --threads 1 -o " + out.string();
+    if (shell("timeout -s KILL " + std::string(seconds) + " " + run).status != 0) {
+      ++killed;
+      CHECK(!fs::exists(out));
+      const outcome o = shell(run);
+      CHECK_MESSAGE(o.status == 0, o.text);
+    }
+    for (const auto& entry : fs::directory_iterator(checkpoint())) {
+      CAPTURE(entry.path().string());
+      CHECK(read_all(entry.path()) == read_all(out / entry.path().filename()));
+    }
+  }
+  CHECK(killed > 0);
+}
