@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The few macros of the whole library (one header may have its own, which it says). None changes a result or a layout, so translation units
-// that define BL_ENABLE_ASSERTS and ones that do not can be linked together.
+// The macros that the whole library shares; a header that needs one of its own defines it there. None
+// changes a result or a layout, so translation units that define BL_ENABLE_ASSERTS and ones that do not
+// can be linked together.
 #pragma once
 
 #ifdef BL_ENABLE_ASSERTS

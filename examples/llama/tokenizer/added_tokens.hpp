@@ -136,7 +136,8 @@ class added_tokens {
 
  private:
   static bool begins_with_word(std::string_view text) {
-    static const regex word = regex::from_pattern(R"(\A[\w\x{200c}\x{200d}])", "word");
+    static const regex word =
+        regex::from_pattern("\\A[" + unicode_word + "\\x{200c}\\x{200d}]", "word");
     if (text.empty()) return false;
     bool found = false;
     word.for_each_match(text.substr(0, next_code_point(text, 0).length),

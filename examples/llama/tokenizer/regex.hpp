@@ -20,6 +20,11 @@
 
 namespace llama::tokenization {
 
+/// Unicode's word characters, as the inside of brackets, from properties that every PCRE2 knows.
+inline const std::string unicode_word =
+    R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{24b6}-\x{24e9})"
+    R"(\x{1f130}-\x{1f149}\x{1f150}-\x{1f169}\x{1f170}-\x{1f189})";
+
 /// Whether this build of PCRE2 accepts a pattern.
 inline bool compiles(const std::string& pattern) {
   int failure = 0;
@@ -36,8 +41,8 @@ inline std::string to_pcre2(std::string_view pattern, const std::string& place) 
   // PCRE2's own \s holds U+180E, which is no white space, its \w lacks marks and connectors, and
   // from 10.40 on \p{Han} takes in the characters that the script shares with others.
   constexpr std::string_view space = R"(\t-\r \x{85}\p{Z})";
-  constexpr std::string_view word =
-      R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{24b6}-\x{24e9}\x{1f130}-\x{1f149}\x{1f150}-\x{1f169}\x{1f170}-\x{1f189})";
+  // Oniguruma's \w has six numbers of Latin-1 that Unicode does not count as word characters.
+  const std::string word = unicode_word + R"(\x{b2}\x{b3}\x{b9}\x{bc}-\x{be})";
   constexpr std::string_view hex = "0-9A-Fa-f";
   const auto refuse = [&](const std::string& what) {
     throw bitladder::error(
@@ -55,7 +60,7 @@ inline std::string to_pcre2(std::string_view pattern, const std::string& place) 
     if (c == '\\' && i + 1 < pattern.size()) {
       const char escaped = pattern[++i];
       const std::string_view content = escaped == 's' || escaped == 'S'   ? space
-                                       : escaped == 'w' || escaped == 'W' ? word
+                                       : escaped == 'w' || escaped == 'W' ? std::string_view(word)
                                        : escaped == 'h' || escaped == 'H' ? hex
                                                                           : std::string_view{};
       const bool negated = escaped >= 'A' && escaped <= 'Z';
