@@ -104,6 +104,10 @@ void add_quantize(CLI::App& app) {
       ->capture_default_str();
   c->add_option("--groups", k.groups, "Column groups of a row with tables of their own")
       ->capture_default_str();
+  c->add_option(
+       "--lookahead", k.lookahead,
+       "How much a split above the seed also weighs the error one bit further on; 0: not at all")
+      ->capture_default_str();
   c->add_option("--sensitivities", a->sensitivities,
                 "safetensors with a sensitivity (squared gradient) for every weight, under the "
                 "weights' names; "

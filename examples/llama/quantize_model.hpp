@@ -110,9 +110,9 @@ inline std::string fingerprint(const bitladder::safetensors_set& source,
   if (sensitivities != nullptr) text += "sensitivities\n" + file_stamp(*sensitivities);
   return "version " + std::to_string(BL_VERSION) + ", bits " + std::to_string(o.min_bits) + " to " +
          std::to_string(o.max_bits) + ", seed " + std::to_string(o.seed_bits) + ", groups " +
-         std::to_string(o.groups) + ", method " + bitladder::to_string(o.method) +
-         ", random state " + std::to_string(o.random_state) + ", source " +
-         std::to_string(bitladder::checksum(text.data(), text.size()));
+         std::to_string(o.groups) + ", method " + bitladder::to_string(o.method) + ", lookahead " +
+         std::to_string(o.lookahead) + ", random state " + std::to_string(o.random_state) +
+         ", source " + std::to_string(bitladder::checksum(text.data(), text.size()));
 }
 
 /// The tensor's elements as T, in place, or copied to `copy` if the file did not align them.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The macros that the whole library shares; a header that needs one of its own defines it there. None
-// changes a result or a layout, so translation units that define BL_ENABLE_ASSERTS and ones that do not
-// can be linked together.
+// The macros that the whole library shares; a header that needs one of its own defines it there.
+// None changes a result or a layout, so translation units that define BL_ENABLE_ASSERTS and ones
+// that do not can be linked together.
 #pragma once
 
 #ifdef BL_ENABLE_ASSERTS

@@ -1,4 +1,4 @@
-"""Make the tiny Llama folders and golden values under tests/llama/data with Hugging Face transformers.
+"""Make the tiny Llama folders and golden values under tests/llama/data with transformers.
 
 usage: make_llama_golden.py [OUT_DIR]        (torch 2.11, transformers 5; CPU only)
 

@@ -21,7 +21,7 @@
 namespace llama::tokenization {
 
 /// Unicode's word characters, as the inside of brackets, from properties that every PCRE2 knows.
-inline const std::string unicode_word =
+inline constexpr std::string_view unicode_word =
     R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{24b6}-\x{24e9})"
     R"(\x{1f130}-\x{1f149}\x{1f150}-\x{1f169}\x{1f170}-\x{1f189})";
 
@@ -42,7 +42,7 @@ inline std::string to_pcre2(std::string_view pattern, const std::string& place) 
   // from 10.40 on \p{Han} takes in the characters that the script shares with others.
   constexpr std::string_view space = R"(\t-\r \x{85}\p{Z})";
   // Oniguruma's \w has six numbers of Latin-1 that Unicode does not count as word characters.
-  const std::string word = unicode_word + R"(\x{b2}\x{b3}\x{b9}\x{bc}-\x{be})";
+  const std::string word = std::string(unicode_word) + R"(\x{b2}\x{b3}\x{b9}\x{bc}-\x{be})";
   constexpr std::string_view hex = "0-9A-Fa-f";
   const auto refuse = [&](const std::string& what) {
     throw bitladder::error(
