@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Seed: 31.
 #include "model_folder.hpp"
+#include <bitladder/io/safetensors_set.hpp>
 #include <llama/model.hpp>
 
 #include <doctest/doctest.h>
