@@ -78,7 +78,7 @@ def main():
         data = json.load(open(out))
     rows = google_rows(data) if isinstance(data, dict) and "benchmarks" in data else data
     result = {"machine": machine(), "date": datetime.date.today().isoformat(), "commit": commit(),
-              "command": " ".join(command)}
+              "command": " ".join(pathlib.Path(w).name if w.startswith("/") else w for w in command)}
     if note:
         result["note"] = note
     result["rows"] = rows
