@@ -8,6 +8,7 @@
 #include <cli/progress.hpp>
 #include <cli/table.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <iostream>
@@ -22,7 +23,7 @@ namespace {
 struct quantize_arguments {
   std::string source, out, sensitivities, method = "exact", json;
   llama::quantize_model_options options;
-  int threads = 0;
+  int seed_bits = 0, threads = 0;
   bool quiet = false;
 };
 
@@ -42,6 +43,8 @@ std::vector<row> summarize(const std::vector<llama::linear_errors>& linears) {
 }
 
 void run(quantize_arguments& a) {
+  bitladder::kmeans_options& k = a.options.kmeans;
+  k.seed_bits = a.seed_bits != 0 ? a.seed_bits : std::max(2, k.min_bits);
   a.options.kmeans.method = a.method == "exact" ? bitladder::quantize_method::exact
                                                 : bitladder::quantize_method::published;
   a.options.sensitivities = a.sensitivities;
@@ -93,11 +96,10 @@ void add_quantize(CLI::App& app) {
       ->check(CLI::ExistingDirectory);
   c->add_option("-o,--output", a->out, "Folder of the checkpoint, made by one rename at the end")
       ->required();
-  c->add_option("--seed-bits", k.seed_bits,
+  c->add_option("--seed-bits", a->seed_bits,
                 "Precision that is clustered to the optimum; those above come from it by best "
                 "splits, those below "
-                "by best merges")
-      ->capture_default_str();
+                "by best merges. Default: the narrowest one, but at least 2");
   c->add_option("--min-bits", k.min_bits, "Narrowest precision")->capture_default_str();
   c->add_option("--max-bits,--parent-bits", k.max_bits,
                 "Widest precision: how many planes are stored")

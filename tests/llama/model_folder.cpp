@@ -21,15 +21,6 @@
 #include <vector>
 
 namespace support {
-namespace {
-
-/// "model.layers.0.mlp.up_proj" for its ".weight"; empty for tensors that stay dense.
-std::string linear_name(const std::string& tensor) {
-  const std::size_t at = tensor.rfind("_proj.weight");
-  return at == std::string::npos ? "" : tensor.substr(0, at + 5);
-}
-
-}  // namespace
 
 stored_model stored_model::read(const std::filesystem::path& folder) {
   stored_model m;

@@ -76,6 +76,12 @@ struct stored_model {
   void write(const std::filesystem::path& folder) const;
 };
 
+/// "model.layers.0.mlp.up_proj" for its ".weight"; empty for tensors that stay dense.
+inline std::string linear_name(const std::string& tensor) {
+  const std::size_t at = tensor.rfind("_proj.weight");
+  return at == std::string::npos ? "" : tensor.substr(0, at + 5);
+}
+
 /// Random codes and ascending tables in place of every projection of `m`, written to `folder`;
 /// returns the dense fp32 models that they stand for at each precision from min_bits on.
 std::map<int, stored_model> write_quantized(const stored_model& m,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Seed: 31.
-#include "model_folder.hpp"
 #include <bitladder/io/safetensors_set.hpp>
+
+#include "model_folder.hpp"
 #include <llama/model.hpp>
 
 #include <doctest/doctest.h>

@@ -134,6 +134,7 @@ TEST_CASE("one value, few values and one column") {
   row_ladder ladder;
   kmeans_options o;
   o.min_bits = 1;
+  o.seed_bits = 3;
   for (const quantize_method m : {quantize_method::exact, quantize_method::published}) {
     o.method = m;
     for (const int n : {1, 5, 300}) {
@@ -199,6 +200,7 @@ TEST_CASE("exact rows are never worse than published ones at the seed and better
     row_data d = make_row(r, n, 2);
     for (float& v : d.values) v = to_float(to_bf16(0.02f * v));
     kmeans_options o;
+    o.seed_bits = 3;
     REQUIRE(exact.build(d.values.data(), d.sensitivities.data(), n, o));
     o.method = quantize_method::published;
     o.random_state = static_cast<std::uint64_t>(row);
