@@ -6,7 +6,11 @@ cd "$(dirname "$0")/.."
 
 mkdir -p build
 bash scripts/dependencies.sh
-cmake -S . -B build/demo -DCMAKE_BUILD_TYPE=Release -DBL_BUILD_TESTS=OFF -DBL_BUILD_BENCHMARKS=OFF >build/demo-configure.log 2>&1 ||
+options=(-DCMAKE_BUILD_TYPE=Release -DBL_BUILD_TESTS=OFF -DBL_BUILD_BENCHMARKS=OFF)
+if [ ! -e build/demo/CMakeCache.txt ] && command -v ninja >/dev/null; then
+  options+=(-G Ninja)
+fi
+cmake -S . -B build/demo "${options[@]}" >build/demo-configure.log 2>&1 ||
   { cat build/demo-configure.log; exit 1; }
 cmake --build build/demo --target bitladder_cli --parallel "$(nproc)"
 
