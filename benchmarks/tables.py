@@ -36,6 +36,8 @@ def shown(value, form):
             if value < 999.5 or unit == "GB":
                 return f"{value:.3g} {unit}"
             value /= 1000
+    if form == "s":
+        return str(value).replace("<", "&lt;")
     return format(int(value) if form == "d" else value, form)
 
 

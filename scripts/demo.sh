@@ -20,8 +20,8 @@ echo
 echo "\$ bitladder quantize $model -o build/demo/small-2to8"
 "$tool" quantize "$model" -o build/demo/small-2to8 --overwrite
 echo
-echo "\$ bitladder demo build/demo/small-2to8 --unquantized $model --text examples/models/held-out.txt"
+echo "\$ bitladder demo build/demo/small-2to8 --unquantized $model --text examples/models/held-out.txt --max-windows 24"
 "$tool" demo build/demo/small-2to8 --unquantized "$model" --text examples/models/held-out.txt \
-  --json build/demo.json --svg build/demo.svg
+  --max-windows 24 --json build/demo.json --svg build/demo.svg
 echo
 echo "The same rows are in build/demo.json, the chart of bits against perplexity in build/demo.svg."

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A progress bar on standard error: redrawn in place on a terminal, a line every tenth elsewhere,
-// so that logs stay short and standard output stays clean.
+// A progress bar on standard error: redrawn in place on a terminal, a line every ten seconds and at
+// the end elsewhere, so that logs stay short and standard output stays clean.
 #pragma once
 
 #include <unistd.h>
@@ -23,7 +23,8 @@ class progress {
         total_(total < 1 ? 1 : total),
         quiet_(quiet),
         terminal_(isatty(STDERR_FILENO) != 0),
-        start_(clock::now()) {}
+        start_(clock::now()),
+        shown_(start_) {}
   progress(const progress&) = delete;
   progress& operator=(const progress&) = delete;
   ~progress() {
@@ -39,10 +40,8 @@ class progress {
     const bool last = done >= total_;
     if (terminal_) {
       if (!last && drawn_ && now - shown_ < std::chrono::milliseconds(100)) return;
-    } else {
-      const std::int64_t tenth = done * 10 / total_;
-      if (tenth == tenth_) return;
-      tenth_ = tenth;
+    } else if (!last && now - shown_ < std::chrono::seconds(10)) {
+      return;
     }
     shown_ = now;
     const double elapsed = std::chrono::duration<double>(now - start_).count();
@@ -77,8 +76,7 @@ class progress {
   std::int64_t total_;
   bool quiet_, terminal_;
   bool drawn_ = false;
-  std::int64_t tenth_ = -1;
-  clock::time_point start_, shown_{};
+  clock::time_point start_, shown_;
 };
 
 }  // namespace cli
