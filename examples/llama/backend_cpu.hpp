@@ -8,11 +8,12 @@
 #include <bitladder/core/matrix_view.hpp>
 #include <bitladder/core/parallel.hpp>
 #include <bitladder/core/status.hpp>
-#include <bitladder/kernels/cpu/gemm.hpp>
+#include <bitladder/kernels/cpu/isa.hpp>
 
 #include <llama/attention.hpp>
 #include <llama/kv_cache.hpp>
 #include <llama/model.hpp>
+#include <llama/multiply.hpp>
 #include <llama/rope.hpp>
 #include <llama/vector_math.hpp>
 
@@ -75,16 +76,7 @@ class cpu_backend {
   /// y = W x + bias at `bits`; weights without planes are used as they are.
   void linear(const linear_weight& w, int bits, const buffer& x, buffer& y) {
     y.resize(x.rows(), w.rows);
-    if (w.quantized()) {
-      bitladder::cpu::gemm(bits, w.planes, w.table[static_cast<std::size_t>(bits)], x.view(),
-                           y.view(), pool_);
-    } else {
-      switch (w.dense.type) {
-        case bitladder::dtype::f16: dense<bitladder::fp16_t>(w.dense, x, y); break;
-        case bitladder::dtype::bf16: dense<bitladder::bf16_t>(w.dense, x, y); break;
-        default: dense<float>(w.dense, x, y); break;
-      }
-    }
+    multiply(w, bits, x.view(), y.view(), pool_);
     if (!w.bias.empty())
       for_rows(y,
                [&](int r) { run<add_row>(isa_, w.bias.data(), y.view().row(r), w.bias.size()); });
@@ -151,11 +143,6 @@ class cpu_backend {
   static void widen(const dense_matrix& table, int token, float* to) {
     const T* row = table.view<T>().row(token);
     for (int c = 0; c < table.cols; ++c) to[c] = bitladder::to_float(row[c]);
-  }
-
-  template <class T>
-  void dense(const dense_matrix& w, const buffer& x, buffer& y) {
-    bitladder::cpu::gemm(w.view<T>(), x.view(), y.view(), pool_);
   }
 
   /// Rows in chunks large enough to be worth a thread's waking.

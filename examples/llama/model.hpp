@@ -24,15 +24,7 @@ inline constexpr int unquantized = 0;
 class model {
  public:
   /// @throws bitladder::error naming file and key or tensor, what was expected and what was found
-  explicit model(std::filesystem::path folder)
-      : folder_(std::move(folder)),
-        config_(load_config(folder_)),
-        source_(std::make_unique<weight_source>(folder_)),
-        weights_(load_weights(*source_, config_)) {
-    if (source_->quantized() != nullptr) precisions_ = source_->quantized()->precisions();
-    for_each_linear([&](const linear_weight& w) { quantized_ = quantized_ || w.quantized(); });
-    if (!quantized_) precisions_.clear();
-  }
+  explicit model(std::filesystem::path folder);
 
   const std::filesystem::path& folder() const { return folder_; }
   const llama::config& config() const { return config_; }

@@ -2,7 +2,7 @@
 // Text to token ids and back, as a model's tokenizer.json (the Hugging Face `tokenizers` format)
 // says: byte-level BPE (GPT-2, Llama 3, Qwen 2) and SentencePiece-style BPE with byte fallback
 // (Llama 2, Mistral). The components are in llama/tokenizer/; one that is not known is an error.
-// Tested by tests/llama/tokenizer_test.cpp.
+// What is long to compile is in tokenizer.cpp. Tested by tests/llama/tokenizer_test.cpp.
 #pragma once
 
 #include <bitladder/core/matrix_view.hpp>
@@ -20,10 +20,8 @@
 
 #include <deque>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <optional>
-#include <sstream>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -39,66 +37,20 @@ namespace llama {
 class tokenizer {
  public:
   /// @param file tokenizer.json
-  static tokenizer load(const std::filesystem::path& file) {
-    std::ifstream in(file, std::ios::binary);
-    std::ostringstream text;
-    if (!(text << in.rdbuf()))
-      throw bitladder::error(bitladder::status::io_failed,
-                             file.string() + ": cannot be read, or is empty");
-    return parse(text.str(), file.string());
-  }
+  static tokenizer load(const std::filesystem::path& file);
   /// @param json contents of a tokenizer.json
   /// @param name what errors call it
-  static tokenizer parse(std::string_view json, const std::string& name) {
-    const nlohmann::json document = tokenization::parse_json(json, name);
-    return tokenizer(std::make_shared<const parts>(tokenization::json_node(document, name)));
-  }
+  static tokenizer parse(std::string_view json, const std::string& name);
 
   /// The ids of a text. Bytes that are not UTF-8 count as U+FFFD, one for each maximal subpart.
   /// @param text at most 512 MiB
   /// @param add_special whether prefix_ids() and suffix_ids() are put around it
-  std::vector<int> encode(std::string_view text, bool add_special = true) const {
-    using tokenization::span;
-    constexpr std::size_t max_text = std::size_t{1} << 29;  // a character's place fits an int
-    if (text.size() > max_text)
-      throw bitladder::error(
-          bitladder::status::invalid_argument,
-          "a text of at most 512 MiB expected, found " + std::to_string(text.size()) + " bytes");
-    std::vector<int> ids;
-    if (add_special) ids = prefix_ids();
-    word_encoder words(*parts_, ids);
-    const std::string repaired = tokenization::repair_utf8(text);
-    const std::string_view all = repaired;
-    const auto token = [&](int id) { ids.push_back(id); };
-    parts_->added.split(
-        all, false,
-        [&](span outer) {
-          const std::string normalized =
-              parts_->normalize(all.substr(outer.begin, outer.end - outer.begin));
-          parts_->added.split(
-              normalized, true,
-              [&](span inner) {
-                words.encode(normalized.substr(inner.begin, inner.end - inner.begin),
-                             outer.begin == 0 && inner.begin == 0);
-              },
-              token);
-        },
-        token);
-    if (add_special) ids.insert(ids.end(), suffix_ids().begin(), suffix_ids().end());
-    return ids;
-  }
+  std::vector<int> encode(std::string_view text, bool add_special = true) const;
 
   /// The text of ids, always valid UTF-8. An id without a token (a hole, or beyond the vocabulary:
   /// models are often padded) has no text.
   /// @param skip_special whether special tokens are left out
-  std::string decode(bitladder::vector_view<const int> ids, bool skip_special = true) const {
-    std::string text;
-    tokenization::decoder steps = parts_->decode;
-    for (const int id : ids)
-      if (const std::string* token = shown_token(id, skip_special)) steps.push(*token, text);
-    steps.finish(text);
-    return text;
-  }
+  std::string decode(bitladder::vector_view<const int> ids, bool skip_special = true) const;
 
   /// One more than the highest id.
   int vocabulary_size() const { return parts_->words.size(); }

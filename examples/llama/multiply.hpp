@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: MIT
+// The product of a linear layer, whatever form its weight has. Declared here and compiled once, in
+// multiply.cpp: the kernels of eight precisions take longer to compile than the rest of a program.
+// Tested by tests/llama/forward_test.cpp.
+#pragma once
+
+#include <bitladder/core/matrix_view.hpp>
+#include <bitladder/core/parallel.hpp>
+
+#include <llama/linear_weight.hpp>
+
+namespace llama {
+
+/// y = W x for every row of x, without the bias.
+/// @param bits precision of a quantized weight; ignored for a dense one
+/// @param x [m, w.cols]
+/// @param y [m, w.rows]
+void multiply(const linear_weight& w, int bits, bitladder::matrix_view<const float> x,
+              bitladder::matrix_view<float> y, bitladder::thread_pool* pool);
+
+}  // namespace llama
