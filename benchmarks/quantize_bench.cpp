@@ -99,7 +99,7 @@ std::vector<matrix<Value>> make_layer(int part) {
   return layer;
 }
 
-/// part, seed, exact, threads
+/// part, seed, exact, threads, lookahead
 template <class Value>
 void quantize_layer(benchmark::State& state) {
   static int made_part = 0;
@@ -114,6 +114,7 @@ void quantize_layer(benchmark::State& state) {
   options.seed_bits = static_cast<int>(state.range(1));
   options.method = state.range(2) != 0 ? quantize_method::exact : quantize_method::published;
   thread_pool pool(static_cast<int>(state.range(3)));
+  options.lookahead = static_cast<double>(state.range(4));
   double weights = 0;
   quantize_report sum;
   const auto start = std::chrono::steady_clock::now();
@@ -140,12 +141,15 @@ void quantize_layer(benchmark::State& state) {
 
 void rows_to_print(benchmark::internal::Benchmark* b) {
   const int threads = static_cast<int>(std::thread::hardware_concurrency());
-  b->ArgNames({"part", "seed", "exact", "threads"})->Unit(benchmark::kSecond)->UseRealTime();
+  const int lookahead = static_cast<int>(kmeans_options().lookahead);
+  b->ArgNames({"part", "seed", "exact", "threads", "lookahead"});
+  b->Unit(benchmark::kSecond)->UseRealTime();
   for (const int part : {16, 1}) {
     if (part == 1 && threads < 8) continue;
     for (const int seed : {2, 3, 4})
-      for (const int exact : {1, 0}) b->Args({part, seed, exact, threads});
-    if (threads > 1 && part > 1) b->Args({part, 3, 1, 1});
+      for (const int exact : {1, 0}) b->Args({part, seed, exact, threads, lookahead});
+    b->Args({part, 3, 1, threads, 0});
+    if (threads > 1 && part > 1) b->Args({part, 3, 1, 1, lookahead});
   }
 }
 
