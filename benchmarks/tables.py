@@ -6,7 +6,7 @@
     tables.py --check   exit 1 if one is not what the results say
 
 A table stands between two comments. The first names the file and the columns, one "key | heading | format" a
-line; "where key = value" keeps only the matching rows, "source" ends the table with machine, date and commit:
+line; "where key = value" (or "!=") keeps only the matching rows, "source" ends the table with machine, date and commit:
 
     <!-- table results/x.json
     where method = exact
@@ -46,8 +46,8 @@ def table(name, spec):
     rows, columns, source = data["rows"], [], False
     for line in spec.strip().splitlines():
         if line.startswith("where "):
-            key, wanted = (part.strip() for part in line[6:].split("=", 1))
-            rows = [r for r in rows if str(r.get(key)) == wanted]
+            key, sign, wanted = re.match(r"where (\S+) (!?=) (.*)", line).groups()
+            rows = [r for r in rows if (str(r.get(key)) == wanted) == (sign == "=")]
         elif line.strip() == "source":
             source = True
         else:
