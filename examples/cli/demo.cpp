@@ -97,7 +97,8 @@ void add_demo(CLI::App& app) {
       ->capture_default_str();
   c->add_option("-b,--bits", a->bits,
                 "Precisions, as in 2,3,4,8; 0 is unquantized. Default: all there are")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->check(CLI::Range(0, 16));
   c->add_option("--text", a->text, "Text file to measure perplexity on")->check(CLI::ExistingFile);
   c->add_option("--window", a->measure.window, "Tokens of a window")->capture_default_str();
   c->add_option("--max-windows", a->measure.max_windows, "Stop after this many; 0: the whole text")

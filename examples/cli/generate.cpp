@@ -64,7 +64,8 @@ void add_generate(CLI::App& app) {
       ->check(CLI::ExistingFile)
       ->excludes(prompt);
   c->add_option("-b,--bits", a->bits,
-                "Precision; 0 runs an unquantized model. Default: the widest there is");
+                "Precision; 0 runs an unquantized model. Default: the widest there is")
+      ->check(CLI::Range(0, 16));
   c->add_option("-n,--max-tokens", a->options.max_new_tokens, "Most new tokens")
       ->capture_default_str();
   c->add_option("--temperature", a->options.sampling.temperature, "0 takes the likeliest token")

@@ -60,7 +60,8 @@ void add_perplexity(CLI::App& app) {
   c->add_option("--text", a->text, "Text file")->required()->check(CLI::ExistingFile);
   c->add_option("-b,--bits", a->bits,
                 "Precisions, as in 2,3,4,8; 0 is unquantized. Default: all there are")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->check(CLI::Range(0, 16));
   c->add_option("--unquantized", a->original, "Folder of the unquantized original, for 0 bits")
       ->check(CLI::ExistingDirectory);
   c->add_option("--window", a->measure.window, "Tokens of a window")->capture_default_str();

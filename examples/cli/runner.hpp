@@ -80,6 +80,7 @@ class ladder {
     }
     std::vector<run_at> out;
     for (int b : bits) {
+      if (b == 16) b = llama::unquantized;
       const bool use_original = b == llama::unquantized && original_ != nullptr;
       if (b == llama::unquantized && original_ == nullptr && main_.model().quantized())
         throw bitladder::error(

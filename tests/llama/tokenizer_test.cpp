@@ -523,3 +523,17 @@ TEST_CASE("an empty vocabulary encodes nothing and does not fail") {
   CHECK(t.encode("text").empty());
   CHECK(t.decode(std::vector<int>{0, 1}).empty());
 }
+
+TEST_CASE("the bundled model's ids are the ones that the tokenizers package gives") {
+  const llama::tokenizer t =
+      llama::tokenizer::load(BL_SOURCE_DIR "/examples/models/small/tokenizer.json");
+  const std::string wolves = "Mowgli's  wolves—“We be of one blood”\n";
+  const std::vector<int> wolves_ids = {45,  305, 71,  959,  376, 221, 262, 466,
+                                       648, 159, 223, 243,  159, 223, 251, 1326,
+                                       302, 279, 436, 1859, 159, 223, 252, 199};
+  CHECK(t.encode("Once upon a time") == std::vector<int>{47, 1315, 594, 259, 582});
+  CHECK(t.encode(wolves) == wolves_ids);
+  CHECK(t.decode(wolves_ids) == wolves);
+  CHECK(t.encode("<|endoftext|>café 1894") ==
+        std::vector<int>{0, 67, 3339, 128, 103, 2613, 25, 20});
+}
