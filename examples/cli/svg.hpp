@@ -19,7 +19,7 @@ namespace cli {
 inline std::string perplexity_chart(std::vector<std::pair<int, double>> points,
                                     double unquantized) {
   std::sort(points.begin(), points.end());
-  constexpr double width = 560, height = 340, left = 64, right = 20, top = 30, bottom = 48;
+  constexpr double width = 560, height = 340, left = 64, right = 36, top = 52, bottom = 48;
   double low = std::isnan(unquantized) ? std::numeric_limits<double>::max() : unquantized, high = 0;
   for (const auto& p : points) {
     low = std::min(low, p.second);
@@ -62,7 +62,7 @@ inline std::string perplexity_chart(std::vector<std::pair<int, double>> points,
     add("<line x1='%g' y1='%.1f' x2='%g' y2='%.1f' stroke='#888' stroke-dasharray='5 4'/>\n", left,
         y(unquantized), width - right, y(unquantized));
     add("<text x='%g' y='%.1f' text-anchor='end' fill='#666'>unquantized %.2f</text>\n",
-        width - right, y(unquantized) - 5, unquantized);
+        width - right, y(unquantized) + 16, unquantized);
   }
   svg += "<polyline fill='none' stroke='#1f6fb4' stroke-width='2' points='";
   for (const auto& p : points) add("%.1f,%.1f ", x(p.first), y(p.second));
