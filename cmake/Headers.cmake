@@ -26,6 +26,7 @@ set(BL_CORE_HEADERS
   include/bitladder/kernels/cpu/isa.hpp
   include/bitladder/kernels/cpu/order.hpp
   include/bitladder/kernels/cpu/reference.hpp
+  include/bitladder/kernels/cuda/packed_layout.hpp
   include/bitladder/quantize/interval_search.hpp
   include/bitladder/quantize/kmeans_solver.hpp
   include/bitladder/quantize/merge.hpp
@@ -62,4 +63,34 @@ set(BL_CUDA_HEADERS
   include/bitladder/cuda.cuh
   include/bitladder/cuda/buffer.cuh
   include/bitladder/cuda/runtime.cuh
+  include/bitladder/kernels/cuda/dequantize.cuh
+  include/bitladder/kernels/cuda/detail/bit_serial_kernel.cuh
+  include/bitladder/kernels/cuda/detail/bit_serial_launch.cuh
+  include/bitladder/kernels/cuda/detail/bulk_copy.cuh
+  include/bitladder/kernels/cuda/detail/check_gemm.cuh
+  include/bitladder/kernels/cuda/detail/convert_x_kernel.cuh
+  include/bitladder/kernels/cuda/detail/decode.cuh
+  include/bitladder/kernels/cuda/detail/dequantize_kernel.cuh
+  include/bitladder/kernels/cuda/detail/finish_sums_kernel.cuh
+  include/bitladder/kernels/cuda/detail/generic_kernel.cuh
+  include/bitladder/kernels/cuda/detail/generic_launch.cuh
+  include/bitladder/kernels/cuda/detail/large_batch_kernel.cuh
+  include/bitladder/kernels/cuda/detail/large_batch_output.cuh
+  include/bitladder/kernels/cuda/detail/large_batch_tables.cuh
+  include/bitladder/kernels/cuda/detail/launch.cuh
+  include/bitladder/kernels/cuda/detail/lut.cuh
+  include/bitladder/kernels/cuda/detail/output.cuh
+  include/bitladder/kernels/cuda/detail/ptx.cuh
+  include/bitladder/kernels/cuda/detail/repack_kernel.cuh
+  include/bitladder/kernels/cuda/detail/small_batch_kernel.cuh
+  include/bitladder/kernels/cuda/detail/small_batch_launch.cuh
+  include/bitladder/kernels/cuda/detail/wgmma.cuh
+  include/bitladder/kernels/cuda/gemm.cuh
+  include/bitladder/kernels/cuda/gemm_args.cuh
+  include/bitladder/kernels/cuda/gemm_cublas.cuh
+  include/bitladder/kernels/cuda/gemv.cuh
+  include/bitladder/kernels/cuda/large_batch.cuh
+  include/bitladder/kernels/cuda/packed_weights.cuh
+  include/bitladder/kernels/cuda/policy.cuh
+  include/bitladder/kernels/cuda/repack.cuh
 )

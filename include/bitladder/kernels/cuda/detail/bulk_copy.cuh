@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: MIT
+// Hopper's bulk copies to shared memory, the barriers that count their bytes, and clusters of
+// blocks that see each other's shared memory. Code for cards before sm_90 may include this and use
+// only what is outside the guard. Tested by tests/kernels/cuda/large_batch_test.cu.
+#pragma once
+
+#include <bitladder/config.hpp>
+
+#include <cstdint>
+
+namespace bitladder {
+inline namespace v0_1 {
+namespace cuda {
+namespace detail {
+
+/// This block's number in its cluster, and the cluster's size; 0 and 1 without clusters.
+__device__ __forceinline__ int cluster_rank() {
+#if __CUDA_ARCH__ >= 900
+  std::uint32_t r;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+  return static_cast<int>(r);
+#else
+  return 0;
+#endif
+}
+__device__ __forceinline__ int cluster_size() {
+#if __CUDA_ARCH__ >= 900
+  std::uint32_t n;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(n));
+  return static_cast<int>(n);
+#else
+  return 1;
+#endif
+}
+
+/// All threads of all blocks of the cluster meet; what they wrote before is visible after.
+__device__ __forceinline__ void cluster_barrier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+#else
+  __syncthreads();
+#endif
+}
+
+/// Four floats of the shared memory of block `rank` of the cluster.
+/// @param address as this block would address its own
+__device__ __forceinline__ float4 load_cluster_f4(std::uint32_t address, int rank) {
+  float4 v;
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{.reg .u32 r; mapa.shared::cluster.u32 r, %4, %5;\n"
+      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [r];}"
+      : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+      : "r"(address), "r"(rank)
+      : "memory");
+#else
+  static_cast<void>(rank);
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(address)
+               : "memory");
+#endif
+  return v;
+}
+
+#if __CUDA_ARCH__ >= 900
+
+__device__ __forceinline__ void barrier_init(std::uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+/// Makes initialized barriers known to the other blocks and to the copy engine; a barrier of the
+/// block or cluster follows.
+__device__ __forceinline__ void barrier_init_fence() {
+  asm volatile(
+      "fence.mbarrier_init.release.cluster;\n"
+      "fence.proxy.async;" ::
+          : "memory");
+}
+
+/// Arrives, and adds `bytes` to what must be copied before the phase ends.
+__device__ __forceinline__ void barrier_expect(std::uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+
+/// Arrives at the barrier with this address in block `rank` of the cluster. For what the tensor
+/// core reads and the copy engine writes; a release of ordinary accesses to the whole cluster would
+/// empty the first-level cache every time.
+__device__ __forceinline__ void barrier_arrive(std::uint32_t barrier, int rank) {
+  asm volatile(
+      "{.reg .u32 r; mapa.shared::cluster.u32 r, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [r];}" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+
+/// Waits for the end of the phase of this parity.
+__device__ __forceinline__ void barrier_wait(std::uint32_t barrier, std::uint32_t parity) {
+  std::uint32_t done;
+  do {
+    asm volatile(
+        "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;}"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  } while (done == 0);
+}
+
+/// Queues a copy of `bytes` (a multiple of 16) to this block's shared memory.
+__device__ __forceinline__ void bulk_copy(std::uint32_t shared, const void* global, int bytes,
+                                          std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared),
+      "l"(global), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
+/// The same to the same address of all blocks in `mask`, each of whose barriers counts the bytes.
+__device__ __forceinline__ void bulk_copy_multicast(std::uint32_t shared, const void* global,
+                                                    int bytes, std::uint32_t barrier,
+                                                    std::uint16_t mask) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1], %2, [%3], %4;" ::"r"(shared),
+      "l"(global), "r"(bytes), "r"(barrier), "h"(mask)
+      : "memory");
+}
+
+#endif
+
+}  // namespace detail
+}  // namespace cuda
+}  // namespace v0_1
+}  // namespace bitladder
