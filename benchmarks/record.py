@@ -44,23 +44,24 @@ def commit():
 
 
 def google_rows(data):
-    """One row per benchmark: its name's arguments (name:value) and its counters."""
+    """One row per benchmark, of its name's arguments (name:value) and its counters; and what failed."""
     ignored = {"name", "run_name", "run_type", "repetitions", "repetition_index", "threads", "family_index",
                "per_family_instance_index", "aggregate_name", "aggregate_unit", "iterations", "cpu_time", "time_unit"}
-    rows = []
+    rows, failed = [], []
     for b in data["benchmarks"]:
         if b.get("error_occurred"):
-            raise SystemExit(f"{b['name']}: {b.get('error_message')}")
+            failed.append(f"{b['name']}: {b.get('error_message')}")
+            continue
         row = {"benchmark": b["name"].split("/")[0]}
         for part in b["name"].split("/")[1:]:
             key, colon, value = part.partition(":")
-            if colon:
+            if colon and key not in ("iterations", "repeats"):
                 row[key] = int(value) if value.lstrip("-").isdigit() else value
         row["label"] = b.get("label", "")
         row["real_" + b["time_unit"]] = b["real_time"]
         row.update({k: v for k, v in b.items() if k not in ignored and k not in ("real_time", "label")})
-        rows.append(row)
-    return rows
+        rows.append({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()})
+    return rows, failed
 
 
 def main():
@@ -76,18 +77,20 @@ def main():
             real += [f"--benchmark_out={out}", "--benchmark_out_format=json"]
         subprocess.run(real, check=True)
         data = json.load(open(out))
-    rows = google_rows(data) if isinstance(data, dict) and "benchmarks" in data else data
+    rows, failed = google_rows(data) if isinstance(data, dict) and "benchmarks" in data else (data, [])
     result = {"machine": machine(), "date": datetime.date.today().isoformat(), "commit": commit(),
               "command": " ".join(pathlib.Path(w).name if w.startswith("/") else w for w in command)}
     if note:
         result["note"] = note
-    result["rows"] = rows
     target = ROOT / "benchmarks" / "results" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     temporary = target.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    lines = ",\n".join("  " + json.dumps(row) for row in rows)  # a row a line: some tables have a thousand
+    temporary.write_text(json.dumps(result, indent=1)[:-2] + ',\n "rows": [\n' + lines + "\n ]\n}\n")
     os.replace(temporary, target)
     print(f"{target.relative_to(ROOT)}: {len(rows)} rows")
+    if failed:
+        raise SystemExit("\n".join(["left out, because they failed:"] + failed))
 
 
 if __name__ == "__main__":
