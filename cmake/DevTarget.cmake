@@ -30,3 +30,16 @@ if(BL_SANITIZE)
     $<$<COMPILE_LANGUAGE:CXX>:-fno-omit-frame-pointer>)
   target_link_options(bitladder_dev INTERFACE -fsanitize=${BL_SANITIZE})
 endif()
+
+# All kernels of one precision take minutes to compile for two architectures. Where nothing is going
+# to run them, each such target is compiled for one architecture only, in turns.
+option(BL_SPREAD_ARCHITECTURES "Compile each precision for one of the architectures: no card here" OFF)
+mark_as_advanced(BL_SPREAD_ARCHITECTURES)
+function(bl_spread_architectures target turn)
+  list(LENGTH CMAKE_CUDA_ARCHITECTURES count)
+  if(BL_SPREAD_ARCHITECTURES AND count GREATER 1)
+    math(EXPR index "${turn} % ${count}")
+    list(GET CMAKE_CUDA_ARCHITECTURES ${index} architecture)
+    set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES ${architecture})
+  endif()
+endfunction()

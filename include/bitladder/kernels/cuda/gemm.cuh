@@ -30,9 +30,9 @@ namespace cuda {
 [[nodiscard]] inline std::size_t gemm_workspace_bytes(const gemm_args& args) noexcept {
   const int tokens = args.m == 1 ? 1 : args.m <= 8 ? 8 : 16;
   // A remainder of fewer tokens takes a narrower kernel, whose scratch is smaller.
-  const std::size_t small = detail::small_batch_workspace_bytes(args, tokens);
-  if (args.m <= 16) return small;  // no policy has fewer
-  return std::max(small, large_batch_workspace_bytes(args.m, args.matrices[0].w.layout.cols));
+  const std::size_t narrow = detail::small_batch_workspace_bytes(args, tokens);
+  if (args.m <= 16) return narrow;  // no policy has fewer
+  return std::max(narrow, large_batch_workspace_bytes(args.m, args.matrices[0].w.layout.cols));
 }
 
 namespace detail {

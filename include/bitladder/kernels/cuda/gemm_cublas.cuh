@@ -180,8 +180,8 @@ template <int Bits>
   const auto results = [&](int i) {
     const gemm_matrix& m = args.matrices[i];
     const int rows = m.w.layout.rows;
-    return output_row_params{m.y, m.bias, m.residual, args.y_stride != 0 ? args.y_stride : rows,
-                             rows};
+    return detail::output_row_params{m.y, m.bias, m.residual,
+                                     args.y_stride != 0 ? args.y_stride : rows, rows};
   };
   for (int i = 0; i < (swiglu ? 1 : args.count); ++i) {
     const output_row_params to = results(i);

@@ -11,7 +11,7 @@
 // the sets in order, and slices are added in order. Neither depends on the launch.
 //
 // Activations are x = 2^e times an integer of 24 bits, e set by the largest |x| of the slice: an
-// error of at most 2^-24 of it per element. If any element is not finite, every result is NaN.
+// error of at most 2^-23 of it per element. If any element is not finite, every result is NaN.
 #pragma once
 
 #include <bitladder/config.hpp>
