@@ -184,7 +184,7 @@ template <int Bits>
                                      args.y_stride != 0 ? args.y_stride : rows, rows};
   };
   for (int i = 0; i < (swiglu ? 1 : args.count); ++i) {
-    const output_row_params to = results(i);
+    const detail::output_row_params to = results(i);
     for (int row = 0; row < to.rows && s == status::ok; row += part.slab_rows) {
       const int rows = std::min(part.slab_rows, to.rows - row);
       if (!part.finish) {
