@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: MIT
 """Run a benchmark and keep its rows as benchmarks/results/NAME.json, with machine, date, commit and command.
 
-    record.py NAME [--note TEXT] -- COMMAND ...
+    record.py NAME [--note TEXT] [--keys KEY,...] -- COMMAND ...
 
 COMMAND is a Google Benchmark program, or a bitladder command that takes --json. The word {json} in COMMAND
 becomes the file that it writes its rows to; a Google Benchmark program gets the right flags by itself.
-BL_COMMIT names the commit where the tree has no git history.
+--keys keeps only these of a row. BL_COMMIT names the commit where the tree has no git history of its own.
 """
 import datetime
 import json
@@ -39,7 +39,9 @@ def machine():
 
 
 def commit():
-    head = first_line(["git", "rev-parse", "--short=12", "HEAD"]) or os.environ.get("BL_COMMIT", "unknown")
+    if "BL_COMMIT" in os.environ:
+        return os.environ["BL_COMMIT"]
+    head = first_line(["git", "rev-parse", "--short=12", "HEAD"]) or "unknown"
     return head + ("+changes" if first_line(["git", "status", "--porcelain", "--untracked-files=no"]) else "")
 
 
@@ -82,6 +84,9 @@ def main():
               "command": " ".join(pathlib.Path(w).name if w.startswith("/") else w for w in command)}
     if note:
         result["note"] = note
+    if "--keys" in own:
+        keys = own[own.index("--keys") + 1].split(",")
+        rows = [{k: row[k] for k in keys if k in row} for row in rows]
     target = ROOT / "benchmarks" / "results" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     temporary = target.with_suffix(".json.tmp")

@@ -31,6 +31,6 @@ int main() {
     check(bitladder::cuda::gemv(weights.view(bits), x_there.data(), y_there.data(), stream));
     check(y_there.download(y.data(), y.size(), stream));
     cudaStreamSynchronize(stream);
-    std::printf("%d bits: y[0] = %.4f\n", bits, y[0]);
+    std::printf("%d bits: y[0] = %.2f\n", bits, y[0]);
   }
 }
