@@ -39,7 +39,7 @@ struct small_batch_params {
     const fp16_t* tables;
     std::uint32_t row_tile_stride;  ///< words
     output_row_params out;
-    int first_unit;  ///< number of its first row tile among all (of its part, for paired matrices)
+    int first_unit;  ///< number of its first row tile among all; not used for a pair
   };
   static constexpr int max_matrices = 4;
 
