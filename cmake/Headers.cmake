@@ -64,6 +64,7 @@ set(BL_CUDA_HEADERS
   include/bitladder/cuda/buffer.cuh
   include/bitladder/cuda/runtime.cuh
   include/bitladder/kernels/cuda/dequantize.cuh
+  include/bitladder/kernels/cuda/detail/bit_serial_bits.cuh
   include/bitladder/kernels/cuda/detail/bit_serial_kernel.cuh
   include/bitladder/kernels/cuda/detail/bit_serial_launch.cuh
   include/bitladder/kernels/cuda/detail/bulk_copy.cuh
@@ -84,6 +85,9 @@ set(BL_CUDA_HEADERS
   include/bitladder/kernels/cuda/detail/repack_kernel.cuh
   include/bitladder/kernels/cuda/detail/small_batch_kernel.cuh
   include/bitladder/kernels/cuda/detail/small_batch_launch.cuh
+  include/bitladder/kernels/cuda/detail/small_batch_sums.cuh
+  include/bitladder/kernels/cuda/detail/small_batch_units.cuh
+  include/bitladder/kernels/cuda/detail/small_batch_x.cuh
   include/bitladder/kernels/cuda/detail/wgmma.cuh
   include/bitladder/kernels/cuda/gemm.cuh
   include/bitladder/kernels/cuda/gemm_args.cuh

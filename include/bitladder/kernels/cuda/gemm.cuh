@@ -60,7 +60,8 @@ template <int Bits>
   if constexpr (gemv_policy<Bits>::bit_serial) {
     using policy = gemv_policy<Bits>;
     if (args.m == 1 && !args.batch_invariant && policy::has_binary_mma(device) &&
-        row_units(args) >= policy::bit_serial_row_tiles * device.multiprocessors) {
+        row_units(args) >= policy::bit_serial_row_tiles(args.matrices[0].w.layout.col_tiles()) *
+                               device.multiprocessors) {
       const status s = launch_bit_serial<Bits>(args, device, stream);
       if (s != status::unsupported_device) return s;
     }

@@ -20,17 +20,25 @@ namespace cuda {
 /// Shape of the kernel for up to 16 tokens.
 /// @tparam Bits precision, 1..8
 /// @tparam Tokens 1, 8 or 16: the most tokens of a launch
-template <int Bits, int Tokens>
+/// @tparam Roomy for multiprocessors with 227 KiB of shared memory a block (sm_90, sm_100); else
+///         blocks fit into 99 KiB (sm_86, sm_89, sm_120), as far as they can
+template <int Bits, int Tokens, bool Roomy = true>
 struct small_batch_policy {
   static_assert(Tokens == 1 || Tokens == 8 || Tokens == 16, "token counts that are compiled");
 
   static constexpr int bits = Bits;
   static constexpr int tokens = Tokens;
 
-  /// Warps of a block, 8 or 16: a warp takes column tiles w (and w + 8) of every group of 16, which
-  /// are 4096 columns. 16 tokens at up to 4 bits: 128 registers are enough for one tile's
-  /// activations, and twice the warps hide more (H200, 57344 x 8192: 3 bits 125 us, 8 warps 130).
-  static constexpr int warps = Tokens == 16 && Bits <= 4 ? 16 : 8;
+  /// Warps of a block: 4, 8 or 16. A warp takes column tiles w, w + warps ... of every group of 16,
+  /// which are 4096 columns; the fewer, the more activations it holds. One block of 16 with 128
+  /// registers a thread fills a multiprocessor. For one token two of 8, which do not wait for each
+  /// other, are as fast on large matrices and faster on others (H200, 5 bits: 4096 x 4096 6.8 us,
+  /// 7.5 with 16; 57344 x 8192 109 and 111), except at 3 and 7 bits (7 bits 116, 112), and where
+  /// their tables are too large.
+  static constexpr int warps = Roomy ? Tokens == 1 && (Bits <= 2 || Bits == 5 || Bits == 6) ? 8 : 16
+                               : Bits == 8 && Tokens < 16 ? 4
+                                                          : 8;
+  static constexpr int blocks = Roomy ? 16 / warps : Tokens == 1 ? 2 : 1;
 
   /// One token's activations are read from shared memory, 64 bytes for 512 weights. More tokens
   /// would take as much of its bandwidth as the lookups, so theirs stay in registers: 32 for 8
@@ -38,29 +46,27 @@ struct small_batch_policy {
   static constexpr bool x_in_shared = Tokens == 1;
 
   /// Groups of 16 column tiles whose activations a block holds at once: 32 KiB of shared memory, or
-  /// the registers of one group.
-  static constexpr int groups_per_chunk = x_in_shared ? 4 : 1;
+  /// the registers of one tile a warp for 16 tokens, of two for 8 (H200, 57344 x 8192, 8 tokens, 3
+  /// bits: 79 us, 95 with one group and so two passes).
+  static constexpr int groups_per_chunk = x_in_shared ? 4 : Roomy && Tokens == 8 ? 2 : 1;
 
-  /// Blocks per multiprocessor. Two of 128 registers a thread hide each other's barriers (H200,
-  /// 57344 x 8192, 8 tokens: 3 bits 89 us, one block of 16 warps 110). Where activations and planes
-  /// need more registers, one block has 255.
-  static constexpr int blocks = Tokens == 1 || (Tokens == 8 && Bits <= 6) ? 2 : 1;
+  /// Row tiles whose tables are in shared memory together, twice: warps meet once for all of them.
+  /// Two save a tenth of the time over one (H200, 7 bits: 57344 x 8192 115 us, 123 with one), but
+  /// not all precisions leave room for the tables, and small blocks with a few row tiles each lose.
+  static constexpr int turn_units =
+      Roomy && Bits != 4 && Bits != 8 && !(warps == 8 && Bits > 2) ? 2 : 1;
 
-  /// Column tiles kept in flight per warp: 1, 2 or 4. About 32 KiB a multiprocessor cover the
-  /// latency of memory; a tile is `Bits` times 512 bytes a warp.
-  static constexpr int depth = Tokens == 1   ? (Bits <= 3   ? 4
-                                                : Bits == 4 ? 2
-                                                            : 1)
-                               : blocks == 2 ? 1
-                               : warps == 16 ? 1
-                                             : 2;
+  /// Two stages of tables: the next turn's are filled while this one's are read. A table of 4 bits
+  /// takes 64 KiB.
+  static constexpr int lut_stages = !Roomy && Bits == 4 ? 1 : 2;
 
-  /// Lookups run ahead of the products by 4 mma steps, at the price of 8 registers or more.
-  static constexpr bool look_ahead = Tokens == 1 ? Bits <= 4 : blocks == 1 && warps == 8;
+  /// Column tiles in flight for each warp, `Bits` times 512 bytes each: 40 KiB or so a
+  /// multiprocessor cover the latency of memory.
+  static constexpr int depth = Bits <= 3 && Roomy ? 2 : 1;
 
-  /// Tables in shared memory: two, the next row tile's being built while this one is read, or one
-  /// where two blocks of 4 bits (64 KiB a table) share a multiprocessor.
-  static constexpr int lut_stages = Bits == 4 && blocks == 2 ? 1 : 2;
+  /// A tile's planes come to registers in two parts, at the price of half of the bandwidth of that
+  /// read: where activations leave no room for the second half.
+  static constexpr bool halves_apart = Roomy && (Tokens == 16 || (Tokens == 8 && Bits >= 5));
 };
 
 /// Which kernel takes how many tokens. A header bitladder_tuning.hpp on the include path, which the
@@ -95,10 +101,13 @@ struct gemv_policy {
   /// 2^Bits - 1 counts a tile on the binary tensor cores: below the time of a copy up to 4 bits.
   static constexpr bool bit_serial = Bits >= 2 && Bits <= 4;
 
-  /// Row tiles a multiprocessor from which it is the faster one. At 4 bits one block of 8 warps is
-  /// all that fits, which takes long to start (H200, 4 bits: 4096 x 4096 7.1 us, by lookups 5.9;
-  /// 22016 x 4096 19.3 us, by lookups 22.3).
-  static constexpr int bit_serial_row_tiles = Bits <= 3 ? 0 : 8;
+  /// Row tiles a multiprocessor from which it is the faster one, for matrices of `col_tiles` column
+  /// tiles. At 4 bits one block of 8 warps is all that fits, which starts slowly on long rows
+  /// (H200, 4 bits: 4096 x 11008 12.1 us, by lookups 11.2; but 4096 x 4096 6.2, by lookups 6.6, and
+  /// 22016 x 4096 16.9, by lookups 22.2).
+  static constexpr int bit_serial_row_tiles(int col_tiles) {
+    return Bits <= 3 || col_tiles <= 16 ? 0 : 8;
+  }
 
   /// Cards whose binary tensor cores are known to be fast (measured: 0.66 instructions a clock and
   /// multiprocessor on sm_90, as many as of fp16). Elsewhere the lookup kernels are the safe
@@ -108,13 +117,22 @@ struct gemv_policy {
   }
 };
 
-/// Shape of the bit-serial kernel (one token): 8 warps a block.
+/// Shape of the bit-serial kernel (one token).
 template <int Bits>
 struct bit_serial_policy {
   static constexpr int bits = Bits;
-  /// Blocks per multiprocessor: counts take 12 registers for each of 2^Bits - 1 products of bits,
-  /// 180 at 4 bits, which leaves room for one block.
-  static constexpr int blocks = Bits == 2 ? 3 : Bits == 3 ? 2 : 1;
+
+  /// Warps of a block, even. Counts take 12 registers for each of 2^Bits - 1 products of bits: 180
+  /// at 4 bits, where 8 warps are all that fit a multiprocessor.
+  static constexpr int warps = Bits == 2 ? 12 : 8;
+
+  /// Blocks per multiprocessor that the registers leave room for (H200, 2 bits, 22016 x 4096: 7.3
+  /// us; three blocks of 8 warps 8.0).
+  static constexpr int blocks = Bits <= 3 ? 2 : 1;
+
+  /// Up to so many slices of 1024 columns a warp, a launch takes one block a multiprocessor and
+  /// leaves the rest to the next launch.
+  static constexpr int few_slices = 4;
 };
 
 }  // namespace cuda

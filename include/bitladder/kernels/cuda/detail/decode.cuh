@@ -45,7 +45,8 @@ struct lut_stage {
     lut_stage s;
     const std::uint32_t mask = stage == 0 ? 0u : ~0u;
     if constexpr (Bits == 3) {
-      s.even = s.odd = mask;
+      // Plane 3 of columns 4..7 modulo 8: the high nibbles.
+      s.even = s.odd = mask & 0x87878787u;
     } else if constexpr (Bits <= 2) {
       s.even = mask & 0x55555555u;
       s.odd = mask & 0xAAAAAAAAu;
@@ -115,19 +116,23 @@ __device__ __forceinline__ void merge(const std::uint32_t (&plane)[Bits],
 template <int Bits>
 struct lut_layout {
   static constexpr int index_bytes = 256;
-  /// The largest index of the first table.
-  static constexpr int last_index =
-      decoding<Bits>::pairs ? ((1 << Bits) - 1) * 0x11 : (1 << Bits) - 1;
   /// From one stage's table to the other's (lut_stage): marked nibbles, the next 64 KiB, or the
   /// other half of every index.
   static constexpr int stage_bytes = Bits <= 2   ? 0x44 * index_bytes
-                                     : Bits == 3 ? 0x88 * index_bytes
+                                     : Bits == 3 ? 0x80 * index_bytes
                                      : Bits == 4 ? 65536
                                                  : 128;
-  /// Bytes of `stages` (1 or 2) tables.
-  static constexpr int bytes(int stages) {
-    return (last_index + 1) * index_bytes +
-           (stages == 2 && decoding<Bits>::pairs ? stage_bytes : 0);
+  /// From the tables of one row tile to those of another that is read at the same time: up to 3
+  /// bits the mark of low nibbles.
+  static constexpr int slot_bytes = Bits <= 3   ? 0x08 * index_bytes
+                                    : Bits == 4 ? 2 * 65536
+                                                : index_bytes << Bits;
+  /// Bytes of `stages` times `slots` (1 or 2 each) tables.
+  static constexpr int bytes(int slots, int stages) {
+    return Bits <= 2   ? 0x80 * index_bytes
+           : Bits == 3 ? 0x100 * index_bytes
+           : Bits == 4 ? slots * stages * 65536
+                       : slots * slot_bytes;
   }
 };
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Building the tables that decode.cuh reads: every value is copied to the four lanes that share its
 // row, which is what makes lookups free of bank conflicts. Sources are packed tables
-// (packed_layout.hpp) that wait in shared memory, so that a build is loads and stores of shared
-// memory alone. Tested by tests/kernels/cuda/gemm_test.cu.
+// (packed_layout.hpp), which threads hold in registers from one row tile to the next. Tested by
+// tests/kernels/cuda/gemm_test.cu.
 #pragma once
 
 #include <bitladder/config.hpp>
@@ -16,53 +16,59 @@ inline namespace v0_1 {
 namespace cuda {
 namespace detail {
 
-/// Fills one table with `Threads` threads. The caller puts barriers around it.
-/// @param raw the row tile's packed table: words [2^Bits][8], each {row g, row g + 8}
-/// @param table shared address of the table, stage included
+/// One thread's share, of `Threads`, of a row tile's table. Work is spread evenly over the warps,
+/// whatever the precision: four warps that fill it all by themselves, with a quarter of the
+/// instructions, keep the others waiting (H200, 57344 x 8192, 8 tokens, 3 bits: 100 us, this 72
+/// us).
 template <int Bits, int Threads>
-__device__ __forceinline__ void build_lut(const std::uint32_t* raw, std::uint32_t table,
-                                          int thread) {
-  constexpr int values = 1 << Bits;
-  constexpr int step = Threads / 8;  // indices filled at once, one by the 8 threads of a table row
-  const int g = thread % 8, first = thread / 8;
-  if constexpr (decoding<Bits>::pairs) {
-    static_assert(step % values == 0, "a thread keeps its low value");
-    constexpr int step_high = step / values;
-    constexpr int rounds = (values + step_high - 1) / step_high;
-    const int low = first % values, high = first / values;
-    const std::uint32_t a = raw[low * 8 + g];
-    const std::uint32_t address =
-        table +
-        static_cast<std::uint32_t>((low | high << 4) * lut_layout<Bits>::index_bytes + g * 16);
-    // All values first: the stores would otherwise keep the loads behind them.
-    std::uint32_t b[rounds];
+struct lut_share {
+  static constexpr int values = 1 << Bits;
+  static constexpr bool pairs = decoding<Bits>::pairs;
+  static constexpr int step = Threads / 8;  ///< indices filled at once, by 8 threads each
+  /// Of the values themselves, or of the high values of pairs: a thread keeps its low one.
+  static constexpr int by = pairs ? step / values : step;
+  static constexpr int rounds = (values + by - 1) / by;
+  static_assert(!pairs || step % values == 0, "a thread keeps its low value");
+
+  std::uint32_t low;  ///< pairs only
+  std::uint32_t word[rounds];
+
+  __device__ static int first(int thread) { return pairs ? thread / 8 / values : thread / 8; }
+  __device__ static bool has(int thread, int round) {
+    return values % by == 0 || first(thread) + round * by < values;
+  }
+
+  /// @param table words [2^Bits][8], each {row g, row g + 8}
+  __device__ __forceinline__ void load(const std::uint32_t* table, int thread) {
+    if constexpr (pairs) low = __ldg(table + thread % (8 * values));
+    const std::uint32_t* from = table + first(thread) * 8 + thread % 8;
 #pragma unroll
     for (int i = 0; i < rounds; ++i)
-      if (values % step_high == 0 || high + i * step_high < values)
-        b[i] = raw[(high + i * step_high) * 8 + g];
+      if (has(thread, i)) word[i] = __ldg(from + i * by * 8);
+  }
+
+  /// The caller puts barriers around it.
+  /// @param table shared address, stage included
+  __device__ __forceinline__ void store(std::uint32_t table, int thread) const {
+    constexpr int index_bytes = lut_layout<Bits>::index_bytes;
+    const int g = thread % 8;
+    const int index = pairs ? thread / 8 % values | first(thread) << 4 : first(thread);
+    const std::uint32_t at = table + static_cast<std::uint32_t>(index * index_bytes + g * 16);
 #pragma unroll
     for (int i = 0; i < rounds; ++i) {
-      if (values % step_high == 0 || high + i * step_high < values) {
-        const std::uint32_t upper = permute<0x5410>(a, b[i]), lower = permute<0x7632>(a, b[i]);
-        const std::uint32_t at = address + i * (step_high << 4) * lut_layout<Bits>::index_bytes;
-        store_shared_v4(at, upper, upper, upper, upper);
-        store_shared_v4(at + 128, lower, lower, lower, lower);
+      if (!has(thread, i)) continue;
+      const std::uint32_t to = at + i * (pairs ? by << 4 : by) * index_bytes;
+      if constexpr (pairs) {
+        const std::uint32_t upper = permute<0x5410>(low, word[i]);
+        const std::uint32_t lower = permute<0x7632>(low, word[i]);
+        store_shared_v4(to, upper, upper, upper, upper);
+        store_shared_v4(to + 128, lower, lower, lower, lower);
+      } else {
+        store_shared_v4(to, word[i], word[i], word[i], word[i]);
       }
     }
-  } else {
-    constexpr int rounds = (values + step - 1) / step;
-    const std::uint32_t address =
-        table + static_cast<std::uint32_t>(first * lut_layout<Bits>::index_bytes + g * 16);
-    std::uint32_t v[rounds];
-#pragma unroll
-    for (int i = 0; i < rounds; ++i)
-      if (values % step == 0 || first + i * step < values) v[i] = raw[(first + i * step) * 8 + g];
-#pragma unroll
-    for (int i = 0; i < rounds; ++i)
-      if (values % step == 0 || first + i * step < values)
-        store_shared_v4(address + i * step * lut_layout<Bits>::index_bytes, v[i], v[i], v[i], v[i]);
   }
-}
+};
 
 }  // namespace detail
 }  // namespace cuda

@@ -70,6 +70,12 @@ __device__ __forceinline__ uint4 load_shared_v4(std::uint32_t address) {
   return d;
 }
 
+__device__ __forceinline__ uint2 load_shared_v2(std::uint32_t address) {
+  uint2 d;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(d.x), "=r"(d.y) : "r"(address));
+  return d;
+}
+
 /// 16 bytes in lanes that are `here`; the others keep what they have. Four lanes with addresses of
 /// their own take one pass through shared memory where 32 lanes that share them take four.
 __device__ __forceinline__ void load_shared_v4_if(std::uint32_t address, bool here,
@@ -79,6 +85,17 @@ __device__ __forceinline__ void load_shared_v4_if(std::uint32_t address, bool he
       "@p ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];}"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(address), "r"(static_cast<std::uint32_t>(here)));
+}
+
+__device__ __forceinline__ float load_shared_f32(std::uint32_t address) {
+  float d;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(d) : "r"(address));
+  return d;
+}
+
+template <int Offset>
+__device__ __forceinline__ void store_shared_f32(std::uint32_t address, float v) {
+  asm volatile("st.shared.f32 [%0+%1], %2;" ::"r"(address), "n"(Offset), "f"(v) : "memory");
 }
 
 __device__ __forceinline__ void store_shared_v4(std::uint32_t address, std::uint32_t a,
@@ -116,6 +133,41 @@ __device__ __forceinline__ void copy_async_wait() {
 
 __device__ __forceinline__ void copy_async_wait_all() {
   asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+/// A barrier in shared memory at which arriving and waiting are apart: who waits for phase n waits
+/// for those only who have not arrived in it. 8 bytes, 8-byte aligned.
+__device__ __forceinline__ void split_barrier_init(std::uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+/// This thread's writes before are seen by who waits.
+__device__ __forceinline__ void split_barrier_arrive(std::uint32_t barrier) {
+  asm volatile("{.reg .b64 s; mbarrier.arrive.shared.b64 s, [%0];}" ::"r"(barrier) : "memory");
+}
+
+/// Waits for the end of the phase with this parity: 0 for the first.
+__device__ __forceinline__ void split_barrier_wait(std::uint32_t barrier, int parity) {
+  std::uint32_t done;
+  do {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{.reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;}"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+#else
+    // Before sm_90 the test of a phase names the state that its arrival returned; this form asks
+    // for the parity, which sm_80 has as well.
+    asm volatile(
+        "{.reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;}"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+#endif
+  } while (done == 0);
 }
 
 /// c += a b with fp16 operands and float sums: a [16, 16], b [16, 8]. Column n of the result

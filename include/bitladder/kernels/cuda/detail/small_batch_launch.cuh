@@ -74,13 +74,11 @@ inline small_batch_params describe(const gemm_args& a, int first, int m) noexcep
   return p;
 }
 
-/// @param first token of the launch; `m` up to `Tokens` from there
-/// @return unsupported_device if a block does not fit the card
-template <int Bits, int Tokens>
-[[nodiscard]] status launch_small_batch(const gemm_args& a, int first, int m,
-                                        const device_properties& device,
-                                        cudaStream_t stream) noexcept {
-  using policy = small_batch_policy<Bits, Tokens>;
+template <int Bits, int Tokens, bool Roomy>
+[[nodiscard]] status launch_small_batch_form(const gemm_args& a, int first, int m,
+                                             const device_properties& device,
+                                             cudaStream_t stream) noexcept {
+  using policy = small_batch_policy<Bits, Tokens, Roomy>;
   using body = small_batch<Bits, policy>;
   small_batch_params p = describe(a, first, m);
 
@@ -106,10 +104,26 @@ template <int Bits, int Tokens>
   const int fit = std::max(1, device.shared_bytes_per_multiprocessor / (shared + 1024));
   const std::int64_t blocks = std::min<std::int64_t>(
       p.items, static_cast<std::int64_t>(std::min(policy::blocks, fit)) * device.multiprocessors);
-  return launch(small_batch_kernel<Bits, Tokens>,
+  return launch(small_batch_kernel<Bits, Tokens, Roomy>,
                 {dim3(static_cast<unsigned>(blocks)), body::threads, shared,
                  a.pdl && device.compute_capability >= 90},
                 p, stream);
+}
+
+/// @param first token of the launch; `m` up to `Tokens` from there
+/// @return unsupported_device if a block does not fit the card
+template <int Bits, int Tokens>
+[[nodiscard]] status launch_small_batch(const gemm_args& a, int first, int m,
+                                        const device_properties& device,
+                                        cudaStream_t stream) noexcept {
+  // What the code was compiled for decides, not the card: it may be translated for a later one.
+  cudaFuncAttributes compiled{};
+  const status s = call_status(cudaFuncGetAttributes(
+      &compiled, reinterpret_cast<const void*>(&small_batch_kernel<Bits, Tokens, true>)));
+  if (s != status::ok) return s;
+  return has_roomy_blocks(compiled.ptxVersion)
+             ? launch_small_batch_form<Bits, Tokens, true>(a, first, m, device, stream)
+             : launch_small_batch_form<Bits, Tokens, false>(a, first, m, device, stream);
 }
 
 }  // namespace detail
