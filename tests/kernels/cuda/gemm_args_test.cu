@@ -157,7 +157,7 @@ TEST_CASE("scratch is asked for where columns are more than a block holds, and o
 TEST_CASE("too little scratch is refused and nothing is launched" *
           doctest::skip(!support::has_device())) {
   support::random rng(801);
-  const int rows = 20, cols = 4352;  // 17 column tiles
+  const int rows = 20, cols = 8448;  // 33 column tiles: two passes or more on every card
   const weights w(rows, cols, 3, rng);
   cudaStream_t stream;
   REQUIRE(cudaStreamCreate(&stream) == cudaSuccess);

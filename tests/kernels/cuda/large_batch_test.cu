@@ -30,13 +30,13 @@ template <int Bits>
 using bits = std::integral_constant<int, Bits>;
 
 /// Every address that lookups of a block's row tiles can form belongs to one table entry.
-template <int Bits>
+template <int Bits, int Slots>
 int table_collisions(int replicas) {
-  using tables = bc::detail::large_batch_tables<Bits>;
+  using tables = bc::detail::large_batch_tables<Bits, Slots>;
   const int bytes = tables::bytes(replicas), low = tables::low_bits(replicas);
   std::vector<int> owner(size(bytes / 4), -1);
   int collisions = 0;
-  for (int slot = 0; slot < tables::slots; ++slot) {
+  for (int slot = 0; slot < Slots; ++slot) {
     const int place = tables::place(slot >> low);
     for (int a = 0; a < tables::codes; ++a) {
       for (int b = 0; b < (tables::pairs ? tables::codes : 1); ++b) {
@@ -67,7 +67,8 @@ TEST_CASE_TEMPLATE("the tables of a block's row tiles share no byte", Bits, bits
   for (const int replicas : {4, 2, 1}) {
     CAPTURE(Bits::value);
     CAPTURE(replicas);
-    CHECK(table_collisions<Bits::value>(replicas) == 0);
+    CHECK(table_collisions<Bits::value, 4>(replicas) == 0);
+    CHECK(table_collisions<Bits::value, 8>(replicas) == 0);
   }
 }
 
@@ -82,22 +83,24 @@ TEST_CASE_TEMPLATE("a plan fits every supported card", Bits, bits<1>, bits<2>, b
     device.compute_capability = c.capability;
     device.multiprocessors = c.multiprocessors;
     device.shared_bytes_per_block = c.shared;
-    for (const int m : {17, 64, 65, 200, 1024}) {
-      for (const int row_blocks : {1, 3, 32, 224}) {
+    for (const int m : {17, 32, 33, 64, 65, 200, 1024}) {
+      for (const int rows : {16, 300, 4096, 28672}) {
         for (const int col_tiles : {1, 2, 16, 112}) {
-          const bc::detail::large_batch_plan plan = bc::detail::choose_large_batch<Bits::value>(
-              row_blocks, m, col_tiles, device, c.capability >= 90);
+          bc::gemm_args args;
+          args.m = m;
+          args.matrices[0].w.layout = {rows, col_tiles * 256, Bits::value};
+          const bc::detail::large_batch_plan plan =
+              bc::detail::choose_large_batch<Bits::value>(args, device, c.capability >= 90);
           CAPTURE(c.capability);
           CAPTURE(m);
-          CAPTURE(row_blocks);
+          CAPTURE(rows);
           CAPTURE(col_tiles);
-          CHECK((plan.tokens == 64 || plan.tokens == 128));
-          CHECK(plan.stages >= bc::detail::large_batch_tables<Bits::value>::min_stages);
-          CHECK(plan.stages <= bc::detail::large_batch_shape::max_stages);
+          CHECK((plan.tokens == 32 || plan.tokens == 64 || plan.tokens == 128));
+          CHECK(plan.stages >= 1);
           CHECK(plan.shared_bytes <= c.shared);
           CHECK(plan.cluster >= 1);
           CHECK(plan.cluster <= (c.capability >= 90 ? 8 : 1));
-          CHECK((!plan.split || plan.cluster <= col_tiles));
+          CHECK(plan.cluster <= col_tiles);
         }
       }
     }

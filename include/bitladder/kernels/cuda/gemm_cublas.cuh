@@ -164,7 +164,7 @@ template <int Bits>
   float* unscale = part.convert ? reinterpret_cast<float*>(bytes + part.unscale) : nullptr;
   const void* x = args.x;
   if (part.convert) {
-    s = detail::launch_convert_x(args, false, bytes + part.x, unscale, false, stream);
+    s = detail::launch_convert_x(args, 0, bytes + part.x, unscale, false, stream);
     x = bytes + part.x;
   }
   const std::int64_t x_rows = part.convert ? cols : x_stride;

@@ -29,15 +29,15 @@ namespace cuda {
 
 namespace detail {
 
-/// Tokens of the image of x: whole tiles of whichever size is chosen.
-[[nodiscard]] inline int large_batch_padded(int m) noexcept {
-  return m <= 64 ? 64 : (m + 127) / 128 * 128;
+/// Tokens of the image of x, for blocks of `tokens`.
+[[nodiscard]] inline int large_batch_padded(int m, int tokens) noexcept {
+  return (m + tokens - 1) / tokens * tokens;
 }
 [[nodiscard]] inline int large_batch_col_tiles(int cols) noexcept {
   return cols / packed_layout::tile_cols + (cols % packed_layout::tile_cols != 0);
 }
-[[nodiscard]] inline std::size_t large_batch_image_bytes(int m, int cols) noexcept {
-  return static_cast<std::size_t>(large_batch_padded(m)) *
+[[nodiscard]] inline std::size_t large_batch_image_bytes(int m, int tokens, int cols) noexcept {
+  return static_cast<std::size_t>(large_batch_padded(m, tokens)) *
          static_cast<std::size_t>(large_batch_col_tiles(cols)) * packed_layout::tile_cols * 2;
 }
 
@@ -52,100 +52,134 @@ namespace detail {
   return countable ? status::ok : status::invalid_argument;
 }
 
+/// Row blocks of a launch, of `rows` each; with SwiGLU half of them are the gate's.
+[[nodiscard]] inline int large_batch_row_blocks(const gemm_args& args, int rows) noexcept {
+  const bool swiglu = args.epilogue == gemm_epilogue::swiglu;
+  if (swiglu) rows /= 2;
+  int blocks = 0;
+  for (int i = 0; i < (swiglu ? 1 : args.count); ++i)
+    blocks += (args.matrices[i].w.layout.rows + rows - 1) / rows;
+  return blocks;
+}
+
 /// How a call is spread over the card.
 struct large_batch_plan {
-  int tokens = 0;  ///< of a block: 64 or 128
-  int cluster = 1;
-  bool split = false;  ///< the cluster divides columns
-  int stages = 0;
+  int tokens = 0;   ///< of a block: 32, 64 or 128
+  int rows = 0;     ///< of a block
+  int cluster = 1;  ///< blocks that divide the columns
+  int tail = 0;     ///< row blocks that are launched by themselves, as what is left of whole waves
+  int tail_cluster = 1;
+  int stages = 0;  ///< of each group of warps
   int replicas = 0;
   int shared_bytes = 0;
   double clocks = 0;  ///< estimated
 };
 
-/// Shared memory for blocks of `tokens`: as many copies of the tables, then as many stages as fit.
-/// @return false if not even two stages do
-template <int Bits>
+/// Shared memory for blocks of `Tokens`: as many copies of the tables, then as many stages as fit.
+/// @return false if not even the fewest stages do
+template <int Bits, int Tokens>
 [[nodiscard]] bool fit_large_batch(const device_properties& device,
                                    large_batch_plan& plan) noexcept {
-  using shape = large_batch_shape;
-  const int room = device.shared_bytes_per_block - shape::table_base - shape::barrier_bytes;
-  const int stage = shape::stage_bytes(plan.tokens);
-  // Four stages cover the latency of the second-level cache; a table copy saves lookups more than
-  // a fifth would.
-  for (const int least : {4, large_batch_tables<Bits>::min_stages}) {
+  using shape = large_batch_shape<Bits, Tokens>;
+  plan.tokens = Tokens;
+  plan.rows = shape::rows;
+  // Only code for sm_90a gives stages back late.
+  const int fewest = device.compute_capability == 90 ? shape::min_stages : 1;
+  // What covers the latency of the second-level cache comes first, then copies of the tables, then
+  // more stages.
+  for (const int least : {shape::groups == 1 ? 4 : 2, fewest}) {
     for (const int replicas : {4, 2, 1}) {
-      const int tables = large_batch_tables<Bits>::bytes(replicas);
-      if (tables + least * stage > room) continue;
+      const int tables = large_batch_tables<Bits, shape::slots>::bytes(replicas);
+      if (shape::shared_bytes(tables, least) > device.shared_bytes_per_block) continue;
       plan.replicas = replicas;
-      plan.stages = std::min((room - tables) / stage, shape::max_stages);
-      plan.shared_bytes =
-          shape::table_base +
-          std::max(tables + plan.stages * stage + shape::barrier_bytes, shape::staging_bytes);
-      return plan.shared_bytes <= device.shared_bytes_per_block;
+      plan.stages = least;
+      while (plan.stages < shape::max_stages &&
+             shape::shared_bytes(tables, plan.stages + 1) <= device.shared_bytes_per_block)
+        ++plan.stages;
+      plan.shared_bytes = shape::shared_bytes(tables, plan.stages);
+      return true;
     }
   }
   return false;
 }
 
-/// Picks the tile and the cluster that a count of clocks expects to be fastest.
-/// @param row_blocks as large_batch_row_blocks counts them
+/// Clocks of row blocks whose columns clusters of `ways` blocks divide, on an H200: whole waves of
+/// blocks over the multiprocessors, a start and an end each, and column tiles in turns of the
+/// groups.
+template <int Bits, int Tokens>
+[[nodiscard]] double large_batch_clocks(int row_blocks, int token_tiles, int col_tiles, int ways,
+                                        const large_batch_plan& plan,
+                                        const device_properties& device) noexcept {
+  using shape = large_batch_shape<Bits, Tokens>;
+  constexpr bool pairs = large_batch_tables<Bits, shape::slots>::pairs;
+  // A column tile of 16 rows: instructions of the decoder and what it waits for, by measurement.
+  double tile = Tokens == 128 ? (pairs ? 400.0 : 520.0) + 20 * Bits
+                              : (pairs ? 100.0 : 190.0) + 13 * Bits + Tokens * 2.2;
+  if (plan.stages == 1) tile *= 1.5;  // nothing arrives while a stage is read
+  // Clusters lie within a part of the card whose multiprocessors are not a multiple of them: the
+  // share of all that were seen to start at once.
+  constexpr double usable[] = {1, 1, 0.73, 0.85, 0.61, 0.73};
+  const double room = device.multiprocessors * usable[ways - 1];
+  const double blocks = static_cast<double>(row_blocks) * token_tiles * ways;
+  double waves = static_cast<double>(static_cast<std::int64_t>(blocks / room));
+  if (waves * room < blocks) waves += 1;
+  const int share = (col_tiles + ways - 1) / ways;
+  const int turns = (share + shape::groups - 1) / shape::groups * shape::groups;
+  const double fixed = 3500 + (ways > 1 ? 2000 + 700.0 * ways : 0.0);
+  return waves * ((share + turns) * 0.5 * shape::slots * tile + fixed);
+}
+
+/// The better of `best` and what blocks of `Tokens` can do.
+template <int Bits, int Tokens>
+void consider_large_batch(const gemm_args& args, const device_properties& device, bool clusters,
+                          large_batch_plan& best) noexcept {
+  large_batch_plan plan;
+  if (!fit_large_batch<Bits, Tokens>(device, plan)) return;
+  const int token_tiles = (args.m + Tokens - 1) / Tokens;
+  const int col_tiles = large_batch_col_tiles(args.matrices[0].w.layout.cols);
+  const int row_blocks = large_batch_row_blocks(args, plan.rows);
+  const auto clocks = [&](int blocks, int ways) {
+    return large_batch_clocks<Bits, Tokens>(blocks, token_tiles, col_tiles, ways, plan, device);
+  };
+  const int most = std::min(clusters ? 6 : 1, col_tiles);
+  for (int ways = 1; ways <= most; ++ways) {
+    plan.cluster = ways;
+    plan.clocks = clocks(row_blocks, ways);
+    if (best.tokens == 0 || plan.clocks < best.clocks) best = plan;
+  }
+  // Whole waves first, then what is left with its columns divided.
+  plan.cluster = 1;
+  plan.tail = token_tiles == 1 ? row_blocks % device.multiprocessors : 0;
+  if (plan.tail == 0 || plan.tail == row_blocks) return;
+  for (int ways = 2; ways <= most; ++ways) {
+    plan.tail_cluster = ways;
+    plan.clocks = clocks(row_blocks - plan.tail, 1) + clocks(plan.tail, ways);
+    if (plan.clocks < best.clocks) best = plan;
+  }
+}
+
+/// Picks what an estimate of clocks expects to be fastest.
 /// @param clusters whether the kernel and the card have them
 template <int Bits>
-[[nodiscard]] large_batch_plan choose_large_batch(int row_blocks, int m, int col_tiles,
+[[nodiscard]] large_batch_plan choose_large_batch(const gemm_args& args,
                                                   const device_properties& device,
                                                   bool clusters) noexcept {
-  using tables = large_batch_tables<Bits>;
   large_batch_plan best;
-  for (const int tokens : {64, 128}) {
-    if (tokens == 128 && m <= 64) continue;
-    large_batch_plan plan;
-    plan.tokens = tokens;
-    if (!fit_large_batch<Bits>(device, plan)) continue;
-    const int token_tiles = (m + tokens - 1) / tokens;
-    for (int ways = 1; ways <= (clusters ? 8 : 1) && ways <= col_tiles; ++ways) {
-      plan.split = ways > 1;
-      plan.cluster = ways;
-      // Blocks that share tokens: fewer rows of a block ask for more of them.
-      if (ways == 1 && clusters)
-        plan.cluster = std::min(2 * tables::groups, row_blocks > 3 ? 4 : row_blocks > 1 ? 2 : 1);
-      // Clocks of one column tile of a block's rows, on an H200. The tensor cores take 2048
-      // products a clock, and for them half of the shared-memory bandwidth of 128 bytes; a lookup
-      // takes a lane's slot of the 32 per clock, and one more for each lane that shares its bank;
-      // tokens are written there once. Memory gives a multiprocessor 18 bytes a clock, the
-      // second-level cache about 40 if all ask, and no more than 64 arrive.
-      const double weights = 256.0 * tables::rows;
-      const double tensor = weights * tokens / 2048;
-      const double slots = tables::pairs ? 0.5 : 1.0;
-      const double tile_x = tokens * 512.0, tile_w = weights * Bits / 8;
-      const double shared = weights / 32 * slots * 4 / plan.replicas + tensor / 2 + tile_x / 128;
-      const double traffic =
-          std::max(std::max(tile_w / 18, (tile_x / (plan.split ? 1 : plan.cluster) + tile_w) / 40),
-                   (tile_x + tile_w) / 64);
-      const double tile =
-          1.1 * std::max(std::max(tensor, shared), traffic) + 150.0 / tables::groups;
-      // Launch, tables (at the same 18 bytes), the first loads, and results on their way out.
-      const double fixed = 4000 + tables::codes * tables::rows * 2 / 18.0 + tokens * 25.0 +
-                           (plan.split ? 1500 + tokens * 10.0 : 0.0);
-      const double blocks =
-          static_cast<double>(plan.split ? row_blocks * ways : row_blocks) * token_tiles;
-      // Larger clusters leave some multiprocessors of a group without a partner.
-      const double usable = device.multiprocessors * (ways > 4 ? 0.88 : ways > 2 ? 0.94 : 1.0);
-      const double waves =
-          static_cast<double>(static_cast<std::int64_t>(blocks / usable)) +
-          (blocks > static_cast<double>(static_cast<std::int64_t>(blocks / usable)) * usable ? 1.0
-                                                                                             : 0.0);
-      plan.clocks = waves * ((col_tiles + ways - 1) / ways * tile + fixed);
-      if (best.tokens == 0 || plan.clocks < best.clocks) best = plan;
-    }
+  if (args.m <= 32) {
+    consider_large_batch<Bits, 32>(args, device, clusters, best);
+  } else {
+    consider_large_batch<Bits, 64>(args, device, clusters, best);
   }
+  if (args.m > 64 || best.tokens == 0)
+    consider_large_batch<Bits, 128>(args, device, clusters, best);
   return best;
 }
 
-/// Queues the conversion of x to the image, or to rows of fp16.
-[[nodiscard]] inline status launch_convert_x(const gemm_args& args, bool image, void* out,
-                                             float* unscale, bool pdl,
-                                             cudaStream_t stream) noexcept {
+/// Queues the conversion of x to an image of `tokens`, or if that is 0 to rows of fp16.
+/// @param exchange as convert_x_params
+[[nodiscard]] inline status launch_convert_x(const gemm_args& args, int tokens, void* out,
+                                             float* unscale, bool pdl, cudaStream_t stream,
+                                             bool exchange = false) noexcept {
   const int cols = args.matrices[0].w.layout.cols;
   convert_x_params p{};
   p.x = args.x;
@@ -153,28 +187,40 @@ template <int Bits>
   p.out = out;
   p.unscale = unscale;
   p.m = args.m;
-  p.padded_m = image ? large_batch_padded(args.m) : args.m;
+  p.padded_m = tokens != 0 ? tokens : args.m;
   p.cols = cols;
   p.col_tiles = large_batch_col_tiles(cols);
   p.bf16 = args.x_type == dtype::bf16;
-  return launch(image ? &convert_x_kernel<true> : &convert_x_kernel<false>,
-                {dim3(static_cast<unsigned>(p.padded_m)), convert_x_threads, 0, pdl}, p, stream);
+  p.exchange = exchange;
+  // One block for each multiprocessor, while there are column tiles for all warps.
+  const int parts = std::max(1, std::min(p.col_tiles / (convert_x_threads / 32), 128 / p.padded_m));
+  return launch(tokens != 0 ? &convert_x_kernel<true> : &convert_x_kernel<false>,
+                {dim3(static_cast<unsigned>(p.padded_m), static_cast<unsigned>(parts)),
+                 convert_x_threads, 0, pdl},
+                p, stream);
 }
 
+/// Queues row blocks from p.first_block on, in clusters that divide the columns.
 template <int Bits, int Tokens>
-[[nodiscard]] status launch_large_batch(const large_batch_params& p, const large_batch_plan& plan,
-                                        unsigned grid, bool pdl, cudaStream_t stream) noexcept {
+[[nodiscard]] status launch_large_batch(large_batch_params& p, const large_batch_plan& plan,
+                                        int row_blocks, int cluster, bool pdl,
+                                        cudaStream_t stream) noexcept {
   void (*const kernel)(const large_batch_params) = &large_batch_kernel<Bits, Tokens>;
   const void* function = reinterpret_cast<const void*>(kernel);
-  status s = call_status(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                              plan.shared_bytes));
+  cudaFuncAttributes compiled{};  // knows the threads that code of this architecture was made for
+  status s = call_status(cudaFuncGetAttributes(&compiled, function));
+  if (s != status::ok) return s;
+  s = call_status(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       plan.shared_bytes));
   if (s != status::ok) return s;
   s = call_status(cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
                                        cudaSharedmemCarveoutMaxShared));
   if (s != status::ok) return s;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(grid);
-  config.blockDim = dim3(large_batch_shape::threads);
+  // Blocks with the same rows are neighbours, so that weights come from memory once.
+  config.gridDim = dim3(static_cast<unsigned>(p.padded_m / Tokens),
+                        static_cast<unsigned>(row_blocks), static_cast<unsigned>(cluster));
+  config.blockDim = dim3(static_cast<unsigned>(compiled.maxThreadsPerBlock));
   config.dynamicSmemBytes = static_cast<std::size_t>(plan.shared_bytes);
   config.stream = stream;
   cudaLaunchAttribute attributes[2]{};
@@ -183,13 +229,27 @@ template <int Bits, int Tokens>
     attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
   }
-  if (plan.cluster > 1) {
+  if (cluster > 1) {
     attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs].val.clusterDim.x = static_cast<unsigned>(plan.cluster);
+    attributes[config.numAttrs].val.clusterDim.x = 1;
     attributes[config.numAttrs].val.clusterDim.y = 1;
-    attributes[config.numAttrs++].val.clusterDim.z = 1;
+    attributes[config.numAttrs++].val.clusterDim.z = static_cast<unsigned>(cluster);
   }
+  p.share = p.col_tiles / cluster;
+  p.extra = p.col_tiles % cluster;
   return call_status(cudaLaunchKernelEx(&config, kernel, p));
+}
+
+template <int Bits, int Tokens>
+[[nodiscard]] status launch_large_batch(large_batch_params& p, const large_batch_plan& plan,
+                                        int row_blocks, bool pdl, cudaStream_t stream) noexcept {
+  const int whole = row_blocks - plan.tail;
+  const status s =
+      whole == 0 ? status::ok
+                 : launch_large_batch<Bits, Tokens>(p, plan, whole, plan.cluster, pdl, stream);
+  if (s != status::ok || plan.tail == 0) return s;
+  p.first_block = whole;
+  return launch_large_batch<Bits, Tokens>(p, plan, plan.tail, plan.tail_cluster, pdl, stream);
 }
 
 }  // namespace detail
@@ -197,22 +257,11 @@ template <int Bits, int Tokens>
 /// Scratch of large_batch: x as the tensor cores read it, and a scale per token.
 [[nodiscard]] inline std::size_t large_batch_workspace_bytes(int m, int cols) noexcept {
   if (m < 1 || cols < 1) return 0;
-  return detail::large_batch_image_bytes(m, cols) +
-         static_cast<std::size_t>(detail::large_batch_padded(m)) * sizeof(float);
+  return detail::large_batch_image_bytes(m, 128, cols) +
+         static_cast<std::size_t>(detail::large_batch_padded(m, 128)) * sizeof(float);
 }
 
 namespace detail {
-
-/// Row blocks of a launch.
-template <int Bits>
-[[nodiscard]] int large_batch_row_blocks(const gemm_args& args) noexcept {
-  const bool swiglu = args.epilogue == gemm_epilogue::swiglu;
-  const int block_rows = large_batch_tables<Bits>::rows / (swiglu ? 2 : 1);
-  int blocks = 0;
-  for (int i = 0; i < (swiglu ? 1 : args.count); ++i)
-    blocks += (args.matrices[i].w.layout.rows + block_rows - 1) / block_rows;
-  return blocks;
-}
 
 /// Whether clusters and dependent launch can be had. Code for older cards may run on this one,
 /// translated: it knows neither.
@@ -241,6 +290,7 @@ template <int Bits>
   p.swiglu = swiglu;
   p.wide = true;
   int row_blocks = 0;
+  if (plan.tokens == 0) return status::invalid_argument;
   for (int i = 0; i < args.count; ++i) {
     const gemm_matrix& from = args.matrices[i];
     large_batch_matrix& to = p.matrices[i];
@@ -253,34 +303,28 @@ template <int Bits>
     to.row_tiles = l.row_tiles();
     to.first_block = row_blocks;
     if (swiglu && i == 1) break;
-    const int block_rows = large_batch_tables<Bits>::rows / (swiglu ? 2 : 1);
+    const int block_rows = plan.rows / (swiglu ? 2 : 1);
     row_blocks += (l.rows + block_rows - 1) / block_rows;
     p.wide = p.wide && is_aligned(from.y, 4 * element_bytes) &&
              is_aligned(from.residual, 4 * element_bytes) && to.out.stride % 4 == 0;
   }
   p.out = {args.y_type};
   p.m = args.m;
-  p.padded_m = large_batch_padded(args.m);
+  p.padded_m = large_batch_padded(args.m, plan.tokens);
   p.col_tiles = large_batch_col_tiles(cols);
   p.x = static_cast<const unsigned char*>(scratch);
   float* unscale = reinterpret_cast<float*>(static_cast<unsigned char*>(scratch) +
-                                            large_batch_image_bytes(args.m, cols));
+                                            large_batch_image_bytes(args.m, plan.tokens, cols));
   p.unscale = unscale;
-  p.token_tiles = (args.m + plan.tokens - 1) / plan.tokens;
   p.stages = plan.stages;
   p.replicas = plan.replicas;
-  p.split = plan.split;
-  const std::int64_t units =
-      plan.split ? row_blocks : (row_blocks + plan.cluster - 1) / plan.cluster;
-  const std::int64_t grid = units * p.token_tiles * plan.cluster;
-  if (grid > INT32_MAX) return status::invalid_argument;
-
-  const status s = launch_convert_x(args, true, scratch, unscale, args.pdl && clusters, stream);
+  if (row_blocks > 65535) return status::invalid_argument;
+  const status s = launch_convert_x(args, p.padded_m, scratch, unscale, args.pdl && clusters,
+                                    stream, plan.tokens != 128);
   if (s != status::ok) return s;
-  return plan.tokens == 64
-             ? launch_large_batch<Bits, 64>(p, plan, static_cast<unsigned>(grid), clusters, stream)
-             : launch_large_batch<Bits, 128>(p, plan, static_cast<unsigned>(grid), clusters,
-                                             stream);
+  if (plan.tokens == 32) return launch_large_batch<Bits, 32>(p, plan, row_blocks, clusters, stream);
+  if (plan.tokens == 64) return launch_large_batch<Bits, 64>(p, plan, row_blocks, clusters, stream);
+  return launch_large_batch<Bits, 128>(p, plan, row_blocks, clusters, stream);
 }
 
 }  // namespace detail
@@ -307,9 +351,7 @@ template <int Bits>
   bool clusters = false;
   s = detail::large_batch_clusters<Bits>(device, clusters);
   if (s != status::ok) return s;
-  const detail::large_batch_plan plan = detail::choose_large_batch<Bits>(
-      detail::large_batch_row_blocks<Bits>(args), args.m,
-      detail::large_batch_col_tiles(args.matrices[0].w.layout.cols), device, clusters);
+  const detail::large_batch_plan plan = detail::choose_large_batch<Bits>(args, device, clusters);
   if (plan.tokens == 0) return status::unsupported_device;
   return detail::run_large_batch<Bits>(args, plan, clusters, scratch, scratch_bytes, stream);
 }

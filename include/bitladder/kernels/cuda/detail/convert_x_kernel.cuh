@@ -7,7 +7,8 @@
 // contiguous, so one bulk copy fills a tile. Columns stand in the order of decode.cuh: chunk i
 // (0..15, 8 values each) of a 128-column half holds, for t = 0..3, the two columns of pair i of
 // the lanes t, which own columns 32 t ... of the half. The eight chunks of a token in a block are
-// permuted by exclusive or with the token modulo 8, which keeps reads free of bank conflicts.
+// permuted by exclusive or with the token modulo 8, which keeps reads free of bank conflicts. With
+// `exchange` the lanes of odd t stand for columns of the other half of the column tile.
 #pragma once
 
 #include <bitladder/config.hpp>
@@ -35,10 +36,14 @@ struct convert_x_params {
   int cols;       ///< a multiple of 32
   int col_tiles;  ///< of 256 columns
   bool bf16;
+  bool exchange;  ///< of the image: lanes of odd t have the columns of the other half
 };
 
-/// Threads of a block, one token's.
-inline constexpr int convert_x_threads = 512;
+/// Threads of a block, for one token or a part of it. With its 32 registers a thread it finds room
+/// beside a block of large_batch_kernel, before as after it: neither waits for the other to leave.
+inline constexpr int convert_x_threads = 128;
+/// Column tiles that a warp has under way.
+inline constexpr int convert_x_depth = 2;
 
 /// Two bfloat16 of a word as fp16, each multiplied by `scale`.
 __device__ __forceinline__ std::uint32_t scale_pair(std::uint32_t pair, float scale) {
@@ -69,12 +74,12 @@ __device__ __forceinline__ void transpose_lanes(std::uint32_t (&v)[4], int lane)
   }
 }
 
-/// One block per token.
+/// Block (t, k) is part k of token t. Each finds the scale of the whole token.
 /// The scale of a bfloat16 token brings its largest finite value to [2^14, 2^15): what is then lost
 /// below fp16's range is 2^-39 of that value. Infinities and NaN stay what they are.
 /// @tparam Image write the image, not rows
 template <bool Image>
-BL_KERNEL __launch_bounds__(convert_x_threads)
+BL_KERNEL __launch_bounds__(convert_x_threads, 16)
     convert_x_kernel(const __grid_constant__ convert_x_params p) {
   constexpr int warps = convert_x_threads / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -89,6 +94,7 @@ BL_KERNEL __launch_bounds__(convert_x_threads)
   if (p.bf16 && here) {
     __shared__ int largest[warps];
     int exponent = 0;  // biased, of the largest finite value
+#pragma unroll 4
     for (int c = static_cast<int>(threadIdx.x) * 8; c < p.cols; c += convert_x_threads * 8) {
       const uint4 v = *reinterpret_cast<const uint4*>(x + c);
 #pragma unroll
@@ -111,33 +117,47 @@ BL_KERNEL __launch_bounds__(convert_x_threads)
     scale = __int_as_float((127 + up) << 23);
     unscale = __int_as_float((127 - up) << 23);
   }
-  if (threadIdx.x == 0 && p.unscale != nullptr) p.unscale[token] = unscale;
+  if (threadIdx.x == 0 && blockIdx.y == 0 && p.unscale != nullptr) p.unscale[token] = unscale;
 
   // A warp takes a column tile, a lane 8 columns of it: lane = 16 half + 4 t + m.
-  for (int tile = warp; tile < p.col_tiles; tile += warps) {
-    const int column = tile * 256 + lane * 8;
-    uint4 v = make_uint4(0, 0, 0, 0);
-    if (here && column < p.cols) v = *reinterpret_cast<const uint4*>(x + column);
-    if (p.bf16) {
-      v.x = scale_pair(v.x, scale);
-      v.y = scale_pair(v.y, scale);
-      v.z = scale_pair(v.z, scale);
-      v.w = scale_pair(v.w, scale);
+  const int stride = warps * static_cast<int>(gridDim.y);
+  const int from = (p.exchange ? lane ^ (lane & 4) * 4 : lane) * 8;
+#pragma unroll 1
+  for (int first = warp + static_cast<int>(blockIdx.y) * warps; first < p.col_tiles;
+       first += convert_x_depth * stride) {
+    uint4 ahead[convert_x_depth];
+#pragma unroll
+    for (int i = 0; i < convert_x_depth; ++i) {
+      const int column = (first + i * stride) * 256 + from;
+      ahead[i] = make_uint4(0, 0, 0, 0);
+      if (here && column < p.cols) ahead[i] = *reinterpret_cast<const uint4*>(x + column);
     }
-    if constexpr (!Image) {
-      if (column < p.cols)
-        *reinterpret_cast<uint4*>(static_cast<std::uint16_t*>(p.out) +
-                                  static_cast<std::size_t>(token) * p.cols + column) = v;
-    } else {
-      // Pair 4 r + m is columns r and r + 4 of the eight.
-      std::uint32_t pair[4] = {permute<0x5410>(v.x, v.z), permute<0x7632>(v.x, v.z),
-                               permute<0x5410>(v.y, v.w), permute<0x7632>(v.y, v.w)};
-      // Now the lane has pair 4 t + m of all four t: chunk 4 t + m of its half, which is lane % 16.
-      transpose_lanes(pair, lane);
-      const std::size_t block = static_cast<std::size_t>(tile) * 4 + lane / 8;
-      *reinterpret_cast<uint4*>(
-          static_cast<unsigned char*>(p.out) + (block * p.padded_m + token) * 128 +
-          ((lane % 8) ^ (token % 8)) * 16) = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+#pragma unroll
+    for (int i = 0; i < convert_x_depth; ++i) {
+      const int tile = first + i * stride, column = tile * 256 + from;
+      if (tile >= p.col_tiles) break;
+      uint4 v = ahead[i];
+      if (p.bf16) {
+        v.x = scale_pair(v.x, scale);
+        v.y = scale_pair(v.y, scale);
+        v.z = scale_pair(v.z, scale);
+        v.w = scale_pair(v.w, scale);
+      }
+      if constexpr (!Image) {
+        if (column < p.cols)
+          *reinterpret_cast<uint4*>(static_cast<std::uint16_t*>(p.out) +
+                                    static_cast<std::size_t>(token) * p.cols + column) = v;
+      } else {
+        // Pair 4 r + m is columns r and r + 4 of the eight.
+        std::uint32_t pair[4] = {permute<0x5410>(v.x, v.z), permute<0x7632>(v.x, v.z),
+                                 permute<0x5410>(v.y, v.w), permute<0x7632>(v.y, v.w)};
+        // Now the lane has pair 4 t + m of all four t: chunk 4 t + m of its half: lane % 16.
+        transpose_lanes(pair, lane);
+        const std::size_t block = static_cast<std::size_t>(tile) * 4 + lane / 8;
+        *reinterpret_cast<uint4*>(
+            static_cast<unsigned char*>(p.out) + (block * p.padded_m + token) * 128 +
+            ((lane % 8) ^ (token % 8)) * 16) = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+      }
     }
   }
 }

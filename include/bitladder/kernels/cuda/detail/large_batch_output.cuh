@@ -36,13 +36,14 @@ struct large_batch_params {
   const float* unscale;    ///< per token
   output_params out;
   int count;
-  int m, padded_m, token_tiles;
+  int first_block;  ///< of this launch
+  int m, padded_m;
   int col_tiles;
-  int stages;    ///< token tiles of 64 columns in shared memory, 2 to max_stages
-  int replicas;  ///< copies of a table word, 1, 2 or 4: lanes that share a row read their own
-  bool split;    ///< a cluster divides the columns, not the rows
-  bool swiglu;   ///< the block has half its rows of the gate and the same rows of up
-  bool wide;     ///< y and residual take four rows per access
+  int share, extra;  ///< column tiles of a block of a cluster; one more in the first `extra`
+  int stages;        ///< token tiles of 64 columns in shared memory for each group of warps
+  int replicas;      ///< copies of a table word, 1, 2 or 4: lanes that share a row read their own
+  bool swiglu;       ///< the block has half its rows of the gate and the same rows of up
+  bool wide;         ///< y and residual take four rows per access
 };
 
 /// Where a warp's row tile is.
@@ -67,12 +68,14 @@ __device__ __forceinline__ void write_rows(const large_batch_params& p, int matr
   const output_row_params& o = p.matrices[matrix].out;
   const int count = min(4, o.rows - row);
   const std::int64_t at = token * o.stride + row;
+  if (o.bias != nullptr || p.swiglu) {  // one jump over what most calls have not
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (i >= count) break;
-    v[i] = add_bias(p.out, o, row + i, v[i]);
-    if (p.swiglu)
-      v[i] = v[i] / (1.f + expf(-v[i])) * add_bias(p.out, p.matrices[1].out, row + i, up[i]);
+    for (int i = 0; i < 4; ++i) {
+      if (i >= count) break;
+      v[i] = add_bias(p.out, o, row + i, v[i]);
+      if (p.swiglu)
+        v[i] = v[i] / (1.f + expf(-v[i])) * add_bias(p.out, p.matrices[1].out, row + i, up[i]);
+    }
   }
   if (!p.wide || count < 4) {
 #pragma unroll
@@ -121,76 +124,112 @@ __device__ __forceinline__ void write_rows(const large_batch_params& p, int matr
 }
 
 /// Among the warps that multiply; barrier 0 is everybody's.
+template <int Warps>
 __device__ __forceinline__ void multiplying_warps_barrier() {
-  asm volatile("bar.sync 1, %0;" ::"n"(large_batch_shape::multiplying_threads) : "memory");
+  asm volatile("bar.sync 1, %0;" ::"n"(Warps * 32) : "memory");
 }
 
 /// The other warps' part of write_tile and of the end: barriers of a cluster want all threads.
 template <int Tokens>
-__device__ __forceinline__ void meet_cluster(const large_batch_params& p, int ranks) {
-  const int meetings = (p.split ? 2 * (Tokens / 64) - 1 : 0) + (ranks > 1 ? 1 : 0);
+__device__ __forceinline__ void meet_cluster(int ranks) {
+  if (ranks == 1) return;
 #pragma unroll 1
-  for (int i = 0; i < meetings; ++i) cluster_barrier();
+  for (int i = 0; i < (Tokens == 128 ? 3 : 1); ++i) cluster_barrier();
+  cluster_leave();
 }
 
 /// Sums to results: through shared memory, so that a token's rows are written together.
 /// @param sum as the tensor core leaves them
 /// @param block row block; @param first_token of the block's tokens
-template <int Tokens, int Slots>
+/// @param rank of this block among the `ranks` of the cluster
+template <class Shape, int Sums>
 __device__ __forceinline__ void write_tile(const large_batch_params& p, unsigned char* memory,
-                                           const float (&sum)[Tokens / 2], int block,
-                                           int first_token, int warp, int lane) {
-  using shape = large_batch_shape;
+                                           const float (&sum)[Sums], int block, int first_token,
+                                           int rank, int ranks, int warp, int lane) {
+  constexpr int warps = Shape::warps, chunk_tokens = Shape::chunk;
   float* staging = reinterpret_cast<float*>(memory);
-  const int rank = p.split ? cluster_rank() : 0, ranks = p.split ? cluster_size() : 1;
-  const large_batch_row_tile first = find_row_tile<Slots>(p, block, 0);
+  const large_batch_row_tile first = find_row_tile<Shape::slots>(p, block, 0);
   const int row0 = first.tile * packed_layout::tile_rows;
-  constexpr int lanes = Slots * packed_layout::tile_rows / 4;  // of one group's sums
+  constexpr int lanes = Shape::rows / 4;  // that write a token
+  constexpr int side = 32 / lanes;        // tokens side by side
 #pragma unroll 1
-  for (int chunk = 0; chunk < Tokens / 64; ++chunk) {
-    if (chunk > 0 && p.split)
+  for (int chunk = 0; chunk < 2 * Sums / chunk_tokens; ++chunk) {
+    // Token i of this warp in lane i.
+    const int chunk_token = first_token + chunk * chunk_tokens;
+    const int base = (rank * warps + warp) * side, stride = ranks * warps * side;
+    const int scaled = base + lane / side * stride + lane % side;
+    const float unscales = scaled < chunk_tokens ? p.unscale[chunk_token + scaled] : 0.f;
+    if (chunk > 0 && ranks > 1)
       cluster_barrier();
     else
-      multiplying_warps_barrier();
+      multiplying_warps_barrier<warps>();
     const int row = warp * 16 + lane / 4;
 #pragma unroll
-    for (int c = 0; c < Tokens / 64; ++c) {
+    for (int c = 0; c < 2 * Sums / chunk_tokens; ++c) {
       if (c != chunk) continue;  // registers have no index: one copy of the stores per chunk
 #pragma unroll
-      for (int j = 0; j < 8; ++j) {
+      for (int j = 0; j < chunk_tokens / 8; ++j) {
         const int token = 8 * j + lane % 4 * 2;
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          staging[(token + e % 2) * shape::pitch + row + e / 2 * 8] = sum[(c * 8 + j) * 4 + e];
+          staging[(token + e % 2) * Shape::pitch + row + e / 2 * 8] =
+              sum[(c * (chunk_tokens / 8) + j) * 4 + e];
       }
     }
-    if (p.split)
-      cluster_barrier();
-    else
-      multiplying_warps_barrier();
-#pragma unroll 1
-    for (int t = rank * shape::warps + warp; t < 64; t += ranks * shape::warps) {
-      const int token = first_token + chunk * 64 + t;
-      if (token >= p.m) break;
-      const float unscale = p.unscale[token];
-      const std::uint32_t from = shared_address(staging + t * shape::pitch + lane * 4);
+    multiplying_warps_barrier<warps>();
+    const std::uint32_t mine =
+        shared_address(staging + lane / lanes * Shape::pitch + lane % lanes * 4);
+    const auto add_groups = [&](int t) {
+      const std::uint32_t from = mine + static_cast<std::uint32_t>(t * Shape::pitch * 4);
       float4 s = make_float4(0, 0, 0, 0);
-      for (int r = 0; r < ranks; ++r) {
-        const float4 part = load_cluster_f4(from, p.split ? r : cluster_rank());
-        s.x += part.x;
-        s.y += part.y;
-        s.z += part.z;
-        s.w += part.w;
+#pragma unroll
+      for (int g = 0; g < Shape::groups; ++g) {
+        const uint4 part = load_shared_v4(from + static_cast<std::uint32_t>(g * Shape::rows * 4));
+        s.x += __uint_as_float(part.x);
+        s.y += __uint_as_float(part.y);
+        s.z += __uint_as_float(part.z);
+        s.w += __uint_as_float(part.w);
+      }
+      return s;
+    };
+    if (ranks > 1) {
+      // The groups of a block first: the others' memory is far.
+      if (Shape::groups > 1) {
+#pragma unroll
+        for (int t = warp * side; t < chunk_tokens; t += warps * side) {
+          const float4 s = add_groups(t);
+          store_shared_v4(mine + static_cast<std::uint32_t>(t * Shape::pitch * 4),
+                          __float_as_uint(s.x), __float_as_uint(s.y), __float_as_uint(s.z),
+                          __float_as_uint(s.w));
+        }
+      }
+      cluster_barrier();
+    }
+#pragma unroll 1
+    for (int i = 0; base + i * stride < chunk_tokens; ++i) {
+      const int t = base + i * stride, token = chunk_token + t + lane / lanes;
+      if (chunk_token + t >= p.m) break;
+      const float unscale = __shfl_sync(~0u, unscales, i * side + lane / lanes);
+      float4 s = make_float4(0, 0, 0, 0);
+      if (ranks == 1) {
+        s = add_groups(t);
+      } else {
+#pragma unroll 4
+        for (int r = 0; r < ranks; ++r) {
+          const float4 part =
+              load_cluster_f4(mine + static_cast<std::uint32_t>(t * Shape::pitch * 4), r);
+          s.x += part.x;
+          s.y += part.y;
+          s.z += part.z;
+          s.w += part.w;
+        }
       }
       float v[4] = {s.x * unscale, s.y * unscale, s.z * unscale, s.w * unscale};
       float up[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (lanes < 32) v[i] += __shfl_down_sync(~0u, v[i], lanes % 32);  // the other group's
-        up[i] = __shfl_down_sync(~0u, v[i], lanes / 2);
-      }
-      if (lane < (p.swiglu ? lanes / 2 : lanes))
-        write_rows(p, first.matrix, token, row0 + lane * 4, v, up);
+      for (int i = 0; i < 4; ++i) up[i] = __shfl_down_sync(~0u, v[i], lanes / 2);
+      if (token < p.m && lane % lanes < (p.swiglu ? lanes / 2 : lanes))
+        write_rows(p, first.matrix, token, row0 + lane % lanes * 4, v, up);
     }
   }
 }

@@ -18,40 +18,66 @@ namespace cuda {
 namespace detail {
 
 /// Sizes that kernel and launcher agree on.
+/// @tparam Tokens of a block: 32, 64 or 128
+template <int Bits, int Tokens>
 struct large_batch_shape {
-  static constexpr int warps = 8;                   ///< that multiply: two groups of four
+  static_assert(Tokens == 32 || Tokens == 64 || Tokens == 128, "token counts that are compiled");
+  /// Warps that multiply. The time of one warp is latency: of lookups, of the tensor core, of
+  /// barriers. 16 warps of 112 registers cover it (H200, 57344 x 8192, 3 bits: 64 tokens 140 us, 8
+  /// warps 189).
+  /// From 6 bits on 112 registers are too few for 64 tokens: 12 warps of 160. At 8 bits, where the
+  /// planes on their way are 4 KiB a warp, that makes room for a second stage of each group.
+  static constexpr int warps = Tokens == 128 ? 8 : Tokens == 64 && Bits >= 6 ? 12 : 16;
+  static constexpr int registers = warps == 16 ? 112 : warps == 12 ? 160 : 240;
+  /// Operands of the products under way, and where warps are few, of those being prepared: then a
+  /// stage goes back only after the next one came. Where two stages are all, that costs more than
+  /// it saves (H200, 22016 x 4096, 64 tokens, 8 bits: 66 us, 60 with one; 6 bits 52.8 and 53.3).
+  static constexpr int buffers = warps == 16 || (warps == 12 && Bits == 8) ? 1 : 2;
+  static constexpr int min_stages = buffers;
   static constexpr int threads = (warps + 4) * 32;  ///< four more copy: registers move by fours
-  static constexpr int multiplying_threads = warps * 32;
+  /// Row tiles of a block, one per warp of a group; groups of warps take column tiles in turn and
+  /// add their sums at the end. Blocks of 64 rows fill the multiprocessors more evenly than blocks
+  /// of 128 (H200, 64 tokens, 5 bits: 4096 x 4096 13.5 us, 15.9; 57344 x 8192 201, 208). Eight
+  /// tables of 8 bits would fit only with two copies of a word, and lookups would take twice as
+  /// long.
+  static constexpr int slots = Tokens == 128 && Bits < 8 ? 8 : 4;
+  static constexpr int groups = warps / slots;
+  static constexpr int rows = slots * packed_layout::tile_rows;
   static constexpr int tile_sums = warps * packed_layout::tile_rows;  ///< sums of a token
   static constexpr int block_cols = 64;  ///< columns of a stage: 128 bytes of a token
-  static constexpr int max_stages = 8;
+  static constexpr int stage_bytes = Tokens * block_cols * 2;
+  /// Of a group. A second stage is worth much (H200, 57344 x 8192, 64 tokens, 4 bits: 154 us, with
+  /// one 218).
+  static constexpr int max_stages = (Tokens == 128 ? 8 : 16) / groups;
+  /// Planes of a warp's next column tile: in shared memory where registers are few.
+  static constexpr bool ring = Tokens < 128;
+  static constexpr int ring_bytes = ring ? warps * Bits * packed_layout::tile_words * 4 : 0;
   /// Where the tables start in the shared window: lookups add it as their immediate.
   static constexpr int table_base = 1024;
-  static constexpr int barrier_bytes = 2 * max_stages * 8;
-  /// Sums on their way out: 64 tokens of 128. The pitch keeps both sides free of conflicts.
+  static constexpr int barrier_bytes = 2 * 16 * 8;
+  /// Sums on their way out. The pitch keeps both sides free of conflicts.
+  static constexpr int chunk = Tokens < 64 ? Tokens : 64;
   static constexpr int pitch = tile_sums + 4;
-  static constexpr int staging_bytes = 64 * pitch * 4;
+  static constexpr int staging_bytes = chunk * pitch * 4;
   /// Column tiles of weights that are on their way to the second-level cache.
   static constexpr int prefetch = 4;
 
-  BL_HOST_DEVICE static constexpr int stage_bytes(int tokens) { return tokens * block_cols * 2; }
+  /// Of tables and what follows them.
+  BL_HOST_DEVICE static constexpr int shared_bytes(int tables, int stages) {
+    const int work = tables + ring_bytes + stages * groups * stage_bytes + barrier_bytes;
+    return table_base + (work > staging_bytes ? work : staging_bytes);
+  }
 };
 
 /// The tables of a block's row tiles in shared memory. As in decode.cuh an index steps 256 bytes
 /// and byte 0 of an address is the lane's; what a table of one row tile leaves free there and in
 /// the index holds the other row tiles.
-template <int Bits>
+template <int Bits, int Slots>
 struct large_batch_tables {
-  static constexpr bool pairs = Bits <= 3;  ///< pair tables of 4 bits would be 64 KiB a row tile
+  /// Whether a lookup gives two values. At 4 bits a row tile's pairs are 32 KiB with two copies of
+  /// a word: lookups then take as long as those of single values do, but are half as many.
+  static constexpr bool pairs = Bits <= 3 || (Bits == 4 && Slots == 4);
   static constexpr int codes = 1 << Bits;
-  /// Row tiles of a block: one per warp. Eight tables of 8 bits would fit only with two copies of a
-  /// word, and lookups would take twice as long; so four of them serve two groups of warps, which
-  /// take column tiles in turn and add their sums at the end.
-  static constexpr int slots = Bits == 8 ? 4 : 8;
-  static constexpr int groups = large_batch_shape::warps / slots;
-  static constexpr int rows = slots * packed_layout::tile_rows;
-  /// Two groups read different stages.
-  static constexpr int min_stages = 2 * groups;
   static constexpr int last_index = pairs ? (codes - 1) * 0x11 : codes - 1;
 
   /// Bits of the row tile's number that byte 0 holds.
@@ -63,18 +89,25 @@ struct large_batch_tables {
   BL_HOST_DEVICE static constexpr int place(int high) {
     return Bits == 3   ? (high & 1) << 3 | (high >> 1 & 1) << 7 | high >> 2 << 8
            : Bits == 2 ? (high & 3) << 2 | high >> 2 << 6
-                       : high << Bits;
+                       : high << (pairs && Bits == 4 ? 8 : Bits);
   }
   BL_HOST_DEVICE static constexpr int bytes(int replicas) {
-    const int indices = (place((slots - 1) >> low_bits(replicas)) | last_index) + 1;
+    const int indices = (place((Slots - 1) >> low_bits(replicas)) | last_index) + 1;
     return (indices * 256 + 1023) / 1024 * 1024;
   }
 };
 
+__device__ __forceinline__ void load_shared_v2(std::uint32_t address, std::uint32_t& a,
+                                               std::uint32_t& b) {
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(a), "=r"(b) : "r"(address));
+}
+
 /// One warp's view of its table.
-template <int Bits>
+/// @tparam Marked the fields come with `place`, or it has no bits
+template <int Bits, int Slots, bool Marked>
 struct large_batch_lookup {
-  using tables = large_batch_tables<Bits>;
+  using tables = large_batch_tables<Bits, Slots>;
+  static constexpr int table_base = large_batch_shape<Bits, 64>::table_base;
 
   std::uint32_t lane;   ///< bytes 0, 2 and 3 of an address, less table_base
   std::uint32_t place;  ///< byte 1: set in every field, free of its bits
@@ -83,7 +116,7 @@ struct large_batch_lookup {
   __device__ large_batch_lookup(std::uint32_t window, int slot, int lane_id, int replicas) {
     const int low = tables::low_bits(replicas);
     const int index = tables::place(slot >> low);
-    const int copy = lane_id % 4 % replicas;
+    const int copy = lane_id & 3 & (replicas - 1);
     lane = window + (static_cast<std::uint32_t>(index >> 8) << 16) +
            static_cast<std::uint32_t>((slot & ((1 << low) - 1)) * 32 * replicas +
                                       (lane_id / 4 * replicas + copy) * 4);
@@ -102,37 +135,52 @@ struct large_batch_lookup {
     }
   }
 
-  /// Fills the table, this warp's part of it if it is for two; a barrier of the block comes after.
+  /// Fills this warp's part of the table that `Groups` share; a barrier of the block comes after.
+  template <int Groups>
   __device__ void build(const std::uint32_t* raw, std::uint32_t window, int slot, int group,
                         int lane_id, int replicas) const {
     // Lanes 8 i + g write row g of four indices at a time: 128 contiguous bytes of global memory.
-    constexpr int step = 4 * tables::groups;
+    constexpr int step = 4 * Groups;
     const int g = lane_id % 8, first = group * 4 + lane_id / 8;
     const int low = tables::low_bits(replicas);
     const std::uint32_t base =
-        window + large_batch_shape::table_base +
-        static_cast<std::uint32_t>(tables::place(slot >> low)) * 256u +
+        window + table_base + static_cast<std::uint32_t>(tables::place(slot >> low)) * 256u +
         static_cast<std::uint32_t>((slot & ((1 << low) - 1)) * 32 * replicas + g * replicas * 4);
     if constexpr (tables::pairs) {
-#pragma unroll 4
-      for (int i = first; i < tables::codes * tables::codes; i += step) {
-        const int a = i % tables::codes, b = i / tables::codes;
-        const std::uint32_t x = raw[a * 8 + g], y = raw[b * 8 + g];
-        const std::uint32_t at = base + static_cast<std::uint32_t>((a | b << 4) * 256);
-        store(at, permute<0x5410>(x, y), replicas);
-        store(at + 128, permute<0x7632>(x, y), replicas);
+      // A lane takes its first codes, one or more, with its second codes, all or some.
+      constexpr int firsts = step < tables::codes ? tables::codes / step : 1;
+      constexpr int stride = step > tables::codes ? step / tables::codes : 1;
+      constexpr int seconds = stride < tables::codes ? tables::codes / stride : 1;
+      const int a = first % tables::codes, b = first / tables::codes;
+      if (b >= tables::codes) return;
+      std::uint32_t x[firsts], y[seconds];
+#pragma unroll
+      for (int i = 0; i < firsts; ++i) x[i] = raw[(a + i * step) * 8 + g];
+#pragma unroll
+      for (int j = 0; j < seconds; ++j) y[j] = raw[(b + j * stride) * 8 + g];
+#pragma unroll
+      for (int i = 0; i < firsts; ++i) {
+#pragma unroll
+        for (int j = 0; j < seconds; ++j) {
+          const int index = a + i * step + (b + j * stride) * 16;
+          const std::uint32_t at = base + static_cast<std::uint32_t>(index * 256);
+          store(at, permute<0x5410>(x[i], y[j]), replicas);
+          store(at + 128, permute<0x7632>(x[i], y[j]), replicas);
+        }
       }
     } else {
-      constexpr int rounds = tables::codes / step, batch = rounds < 16 ? rounds : 16;
+      constexpr int rounds = (tables::codes + step - 1) / step, batch = rounds < 16 ? rounds : 16;
 #pragma unroll 1
       for (int round = 0; round < rounds; round += batch) {
+        const int index = round * step + first;
         std::uint32_t v[batch];
 #pragma unroll
-        for (int i = 0; i < batch; ++i) v[i] = raw[((round + i) * step + first) * 8 + g];
+        for (int i = 0; i < batch; ++i)
+          if (index + i * step < tables::codes) v[i] = raw[(index + i * step) * 8 + g];
 #pragma unroll
         for (int i = 0; i < batch; ++i)
-          store(base + static_cast<std::uint32_t>(((round + i) * step + first) * 256), v[i],
-                replicas);
+          if (index + i * step < tables::codes)
+            store(base + static_cast<std::uint32_t>((index + i * step) * 256), v[i], replicas);
       }
     }
   }
@@ -141,9 +189,9 @@ struct large_batch_lookup {
   template <int R, int Row>
   __device__ __forceinline__ void four(const std::uint32_t (&field)[decoding<Bits>::words],
                                        std::uint32_t (&v)[4]) const {
-    constexpr int base = large_batch_shape::table_base;
+    constexpr int base = table_base;
     if constexpr (tables::pairs) {
-      const std::uint32_t f = field[R] | place;
+      const std::uint32_t f = Marked ? field[R] : field[R] | place;
       v[0] = load_shared_u32<base + 128 * Row>(permute<0x7604>(f, lane));
       v[1] = load_shared_u32<base + 128 * Row>(permute<0x7614>(f, lane));
       v[2] = load_shared_u32<base + 128 * Row>(permute<0x7624>(f, lane));
@@ -153,7 +201,7 @@ struct large_batch_lookup {
       if constexpr (decoding<Bits>::pairs) {
         f0 = (field[R] & 0x0f0f0f0fu) | place;
         f1 = (field[R] >> 4 & 0x0f0f0f0fu) | place;
-      } else if constexpr (Bits == 8) {
+      } else if constexpr (Bits == 8 || Marked) {
         f0 = field[R];
         f1 = field[R + 4];
       } else {
@@ -215,6 +263,47 @@ struct large_batch_planes {
     for (int j = 0; j < Bits; ++j)
       if (j >= first && j < last) v[j] = load_once(p + j * plane_stride);
   }
+
+  /// Where a lane's 16 bytes lie in a plane of the ring. Every other group of eight lanes is
+  /// exchanged in pairs, and lanes of odd t = lane % 4 read the two halves of a tile in the other
+  /// order, as the image of x has their columns: so 16 lanes that read half of their bytes touch 32
+  /// different banks.
+  __device__ static std::uint32_t ring_lane(int lane) {
+    return static_cast<std::uint32_t>((lane ^ (lane >> 3 & 1)) * 16);
+  }
+
+  /// Queues the copy of a tile to this warp's ring.
+  __device__ __forceinline__ void copy(int tile, std::uint32_t ring, int lane) const {
+    const std::uint32_t* p = at + static_cast<std::size_t>(tile) * packed_layout::tile_words;
+    const std::uint32_t to = ring + ring_lane(lane);
+#pragma unroll
+    for (int j = 0; j < Bits; ++j)
+      asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(
+                       to + static_cast<std::uint32_t>(j * packed_layout::tile_words * 4)),
+                   "l"(p + j * plane_stride)
+                   : "memory");
+  }
+
+  /// Fields of 128 columns, half `Half` of the tile in the ring. Of 5 to 7 bits the first
+  /// plane that is not read gives them the only bit of `place`, which costs nothing.
+  template <int Half>
+  __device__ __forceinline__ static void ring_fields(
+      std::uint32_t ring, int lane, std::uint32_t place,
+      std::uint32_t (&upper)[decoding<Bits>::words],
+      std::uint32_t (&lower)[decoding<Bits>::words]) {
+    constexpr int planes = ring_marks ? Bits + 1 : Bits;
+    const std::uint32_t from =
+        ring + (ring_lane(lane) | static_cast<std::uint32_t>(((lane & 1) ^ Half) * 8));
+    std::uint32_t u[planes], l[planes];
+#pragma unroll
+    for (int j = 0; j < Bits; ++j)
+      load_shared_v2(from + static_cast<std::uint32_t>(j * packed_layout::tile_words * 4), u[j],
+                     l[j]);
+    if constexpr (ring_marks) u[Bits] = l[Bits] = place != 0 ? ~0u : 0u;
+    merge<planes>(u, upper);
+    merge<planes>(l, lower);
+  }
+  static constexpr bool ring_marks = Bits >= 5 && Bits < 8;
 
   /// Sends a tile's lines, 4 of 128 bytes a plane, towards the second-level cache: one instruction.
   __device__ __forceinline__ void prefetch(int tile, int lane) const {

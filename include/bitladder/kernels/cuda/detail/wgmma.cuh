@@ -74,7 +74,22 @@ __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t address)
   return swizzle_128 | eight_rows | leading | static_cast<std::uint64_t>((address & 0x3ffffu) >> 4);
 }
 
-/// d (+)= a b for 64 rows, 64 tokens and 16 columns; without `Accumulate` the old sums are dropped.
+/// d (+)= a b for 64 rows, 32 tokens and 16 columns; without `Accumulate` the old sums are dropped.
+template <bool Accumulate>
+__device__ __forceinline__ void wgmma(float (&d)[16], std::uint32_t a0, std::uint32_t a1,
+                                      std::uint32_t a2, std::uint32_t a3, std::uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, "
+      "%8, %9, %10, %11, %12, %13, %14, %15}, "
+      "{%16, %17, %18, %19}, %20, %21, 1, 1, 0;"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+        "+f"(d[14]), "+f"(d[15])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "n"(Accumulate ? 1 : 0));
+}
+
+/// The same for 64 tokens.
 template <bool Accumulate>
 __device__ __forceinline__ void wgmma(float (&d)[32], std::uint32_t a0, std::uint32_t a1,
                                       std::uint32_t a2, std::uint32_t a3, std::uint64_t b) {
