@@ -47,8 +47,14 @@ set(BL_IO_HEADERS
   include/bitladder/io/checkpoint_format.hpp
   include/bitladder/io/checkpoint_writer.hpp
   include/bitladder/io/checksum.hpp
+  include/bitladder/io/detail/gguf_cursor.hpp
+  include/bitladder/io/detail/gguf_header.hpp
   include/bitladder/io/detail/posix.hpp
   include/bitladder/io/detail/safetensors_header.hpp
+  include/bitladder/io/gguf.hpp
+  include/bitladder/io/gguf_dequantize.hpp
+  include/bitladder/io/gguf_metadata.hpp
+  include/bitladder/io/gguf_tensor.hpp
   include/bitladder/io/journal.hpp
   include/bitladder/io/json.hpp
   include/bitladder/io/mmap.hpp
