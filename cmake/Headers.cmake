@@ -42,15 +42,21 @@ set(BL_CORE_HEADERS
 )
 
 set(BL_IO_HEADERS
+  include/bitladder/io/anyprec_checkpoint.hpp
+  include/bitladder/io/anyprec_layout.hpp
+  include/bitladder/io/anyprec_writer.hpp
   include/bitladder/io/atomic_file.hpp
   include/bitladder/io/checkpoint.hpp
   include/bitladder/io/checkpoint_format.hpp
   include/bitladder/io/checkpoint_writer.hpp
   include/bitladder/io/checksum.hpp
+  include/bitladder/io/detail/crc32.hpp
   include/bitladder/io/detail/gguf_cursor.hpp
   include/bitladder/io/detail/gguf_header.hpp
+  include/bitladder/io/detail/pickle_machine.hpp
   include/bitladder/io/detail/posix.hpp
   include/bitladder/io/detail/safetensors_header.hpp
+  include/bitladder/io/detail/zip_records.hpp
   include/bitladder/io/gguf.hpp
   include/bitladder/io/gguf_dequantize.hpp
   include/bitladder/io/gguf_metadata.hpp
@@ -58,11 +64,16 @@ set(BL_IO_HEADERS
   include/bitladder/io/journal.hpp
   include/bitladder/io/json.hpp
   include/bitladder/io/mmap.hpp
+  include/bitladder/io/pickle.hpp
+  include/bitladder/io/pickle_value.hpp
   include/bitladder/io/safetensors.hpp
   include/bitladder/io/safetensors_plan.hpp
   include/bitladder/io/safetensors_set.hpp
   include/bitladder/io/safetensors_writer.hpp
   include/bitladder/io/tensor_info.hpp
+  include/bitladder/io/torch_file.hpp
+  include/bitladder/io/torch_writer.hpp
+  include/bitladder/io/zip_archive.hpp
 )
 
 set(BL_CUDA_HEADERS
