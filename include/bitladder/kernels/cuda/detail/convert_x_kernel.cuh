@@ -42,6 +42,14 @@ struct convert_x_params {
 /// Threads of a block, for one token or a part of it. With its 32 registers a thread it finds room
 /// beside a block of large_batch_kernel, before as after it: neither waits for the other to leave.
 inline constexpr int convert_x_threads = 128;
+/// Blocks that make the compiler keep to 32 registers; multiprocessors of sm_86, sm_89 and sm_120
+/// have no more than 1536 threads.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870 || \
+                               __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1100)
+inline constexpr int convert_x_blocks = 12;
+#else
+inline constexpr int convert_x_blocks = 16;
+#endif
 /// Column tiles that a warp has under way.
 inline constexpr int convert_x_depth = 2;
 
@@ -79,7 +87,7 @@ __device__ __forceinline__ void transpose_lanes(std::uint32_t (&v)[4], int lane)
 /// below fp16's range is 2^-39 of that value. Infinities and NaN stay what they are.
 /// @tparam Image write the image, not rows
 template <bool Image>
-BL_KERNEL __launch_bounds__(convert_x_threads, 16)
+BL_KERNEL __launch_bounds__(convert_x_threads, convert_x_blocks)
     convert_x_kernel(const __grid_constant__ convert_x_params p) {
   constexpr int warps = convert_x_threads / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
