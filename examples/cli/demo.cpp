@@ -88,9 +88,8 @@ void add_demo(CLI::App& app) {
   c->add_option("checkpoint", a->model, "Folder of a checkpoint")
       ->required()
       ->check(CLI::ExistingDirectory);
-  c->add_option("--unquantized", a->original,
-                "Folder of the unquantized original, for a row to compare with")
-      ->check(CLI::ExistingDirectory);
+  c->add_option("--unquantized", a->original, "The unquantized original, for a row to compare with")
+      ->check(CLI::ExistingPath);
   c->add_option("-p,--prompt", a->prompt, "Text to continue")->capture_default_str();
   c->add_option("-n,--max-tokens", a->tokens, "New tokens at each precision")
       ->check(CLI::PositiveNumber)

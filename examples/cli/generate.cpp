@@ -56,9 +56,9 @@ void add_generate(CLI::App& app) {
       "--top-k 40\n"
       "With temperature 0 the likeliest token is taken each time; a seed gives the same text "
       "again.");
-  c->add_option("model", a->model, "Folder of a model or checkpoint")
+  c->add_option("model", a->model, "Folder of a model or checkpoint, or a GGUF file")
       ->required()
-      ->check(CLI::ExistingDirectory);
+      ->check(CLI::ExistingPath);
   auto* prompt = c->add_option("-p,--prompt", a->prompt, "Text to continue");
   c->add_option("--prompt-file", a->prompt_file, "File with the text to continue")
       ->check(CLI::ExistingFile)

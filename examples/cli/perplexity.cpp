@@ -54,16 +54,16 @@ void add_perplexity(CLI::App& app) {
       "windows.\n\n"
       "  bitladder perplexity small-2to8 --text held-out.txt --join-paragraphs --window 512 \\\n"
       "      --unquantized examples/models/small --json ppl.json --svg ppl.svg");
-  c->add_option("model", a->model, "Folder of a model or checkpoint")
+  c->add_option("model", a->model, "Folder of a model or checkpoint, or a GGUF file")
       ->required()
-      ->check(CLI::ExistingDirectory);
+      ->check(CLI::ExistingPath);
   c->add_option("--text", a->text, "Text file")->required()->check(CLI::ExistingFile);
   c->add_option("-b,--bits", a->bits,
                 "Precisions, as in 2,3,4,8; 0 is unquantized. Default: all there are")
       ->delimiter(',')
       ->check(CLI::Range(0, 16));
-  c->add_option("--unquantized", a->original, "Folder of the unquantized original, for 0 bits")
-      ->check(CLI::ExistingDirectory);
+  c->add_option("--unquantized", a->original, "The unquantized original, for 0 bits")
+      ->check(CLI::ExistingPath);
   c->add_option("--window", a->measure.window, "Tokens of a window")->capture_default_str();
   c->add_option("--max-windows", a->measure.max_windows, "Stop after this many; 0: the whole text")
       ->capture_default_str();

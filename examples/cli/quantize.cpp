@@ -82,7 +82,8 @@ void add_quantize(CLI::App& app) {
   CLI::App* c = app.add_subcommand("quantize", "Make one checkpoint that serves every precision");
   c->footer(
       "MODEL is a Hugging Face folder (config.json, *.safetensors, tokenizer.json) of a Llama 2, "
-      "3, 3.1 or 3.2.\n"
+      "3, 3.1 or 3.2,\n"
+      "or a GGUF file of one (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1).\n"
       "The checkpoint OUT holds planes and, for each precision, small tables; a reader of 4 bits "
       "reads 4 planes\n"
       "and the 4-bit tables. If the run is interrupted, the same command goes on where it "
@@ -91,9 +92,9 @@ void add_quantize(CLI::App& app) {
       "  bitladder quantize MODEL -o OUT --seed-bits 4 --min-bits 3 --sensitivities "
       "grads.safetensors");
   bitladder::kmeans_options& k = a->options.kmeans;
-  c->add_option("model", a->source, "Folder of the model")
+  c->add_option("model", a->source, "Folder or GGUF file of the model")
       ->required()
-      ->check(CLI::ExistingDirectory);
+      ->check(CLI::ExistingPath);
   c->add_option("-o,--output", a->out, "Folder of the checkpoint, made by one rename at the end")
       ->required();
   c->add_option("--seed-bits", a->seed_bits,

@@ -23,10 +23,11 @@ namespace cli {
 /// One opened model, ready to run.
 class runner {
  public:
+  /// @param path folder or GGUF file of the model
   /// @param capacity most tokens of the session; 0 takes the model's context
-  runner(const std::filesystem::path& folder, bitladder::thread_pool& pool, int capacity = 0)
-      : model_(folder),
-        tokenizer_(llama::tokenizer::load(folder / "tokenizer.json")),
+  runner(const std::filesystem::path& path, bitladder::thread_pool& pool, int capacity = 0)
+      : model_(path),
+        tokenizer_(llama::tokenizer::of_model(path)),
         backend_(model_, &pool),
         session_(backend_, capacity) {}
 
@@ -50,7 +51,7 @@ struct run_at {
 /// The models behind a list of precisions: a checkpoint, and the original for 0 bits.
 class ladder {
  public:
-  /// @param original folder of the unquantized model; empty if 0 bits are not wanted
+  /// @param original the unquantized model; empty if 0 bits are not wanted
   /// @param capacity most tokens of a session; 0 takes the model's context
   ladder(const std::string& folder, const std::string& original, bitladder::thread_pool& pool,
          int capacity = 0)

@@ -72,8 +72,13 @@ class error_log {
   std::filesystem::path write_report(const std::vector<linear_errors>& errors) const {
     nlohmann::ordered_json list = nlohmann::ordered_json::array();
     for (const linear_errors& e : errors) list.push_back(as_json(e));
-    const std::filesystem::path path = folder_ / "quantization.json";
-    bitladder::write_file_atomically(path, list.dump(1) + "\n");
+    return write_beside("quantization.json", list.dump(1) + "\n");
+  }
+
+  /// @return the path of a text that is to be copied into the checkpoint under `name`
+  std::filesystem::path write_beside(const char* name, const std::string& text) const {
+    const std::filesystem::path path = folder_ / name;
+    bitladder::write_file_atomically(path, text);
     return path;
   }
 

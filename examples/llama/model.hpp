@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A model folder, opened: its numbers, its tensors in host memory and the precisions it can run at.
-// Tested by tests/llama/model_test.cpp.
+// A model folder or GGUF file, opened: its numbers, its tensors in host memory and the precisions
+// it can run at. Tested by tests/llama/model_test.cpp.
 #pragma once
 
 #include <bitladder/core/status.hpp>
@@ -26,6 +26,7 @@ class model {
   /// @throws bitladder::error naming file and key or tensor, what was expected and what was found
   explicit model(std::filesystem::path folder);
 
+  /// Where it was opened: a folder, or a GGUF file.
   const std::filesystem::path& folder() const { return folder_; }
   const llama::config& config() const { return config_; }
   const host_weights& weights() const { return weights_; }
@@ -79,7 +80,7 @@ class model {
   bool quantized_ = false;
 };
 
-/// Opens a Hugging Face folder or a bitladder checkpoint of a Llama.
-inline model load(const std::filesystem::path& folder) { return model(folder); }
+/// Opens a Hugging Face folder, a GGUF file or a bitladder checkpoint of a Llama.
+inline model load(const std::filesystem::path& path) { return model(path); }
 
 }  // namespace llama

@@ -17,11 +17,11 @@
 #include <bitladder/version.hpp>
 
 #include <llama/error_log.hpp>
+#include <llama/float_tensors.hpp>
 #include <llama/model.hpp>
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -75,8 +75,8 @@ inline bool is_float(bitladder::dtype t) {
 }
 
 /// The sensitivity tensor of a weight, checked.
-inline const bitladder::tensor_info& matching_sensitivity(
-    const bitladder::safetensors_set& sensitivities, const bitladder::tensor_info& weight) {
+inline const bitladder::tensor_info& matching_sensitivity(const float_tensors& sensitivities,
+                                                          const bitladder::tensor_info& weight) {
   const bitladder::tensor_info& s = sensitivities.at(weight.name);
   if (!is_float(s.type) || s.shape != weight.shape)
     throw bitladder::error(bitladder::status::shape_mismatch,
@@ -87,27 +87,11 @@ inline const bitladder::tensor_info& matching_sensitivity(
   return s;
 }
 
-/// Text that changes when a file's contents most likely did: its size and time of last change.
-inline std::string file_stamp(const bitladder::safetensors_set& set) {
-  std::string text;
-  for (const auto& file : set.files()) {
-    const std::filesystem::path path = file.path();
-    text +=
-        path.filename().string() + ' ' + std::to_string(std::filesystem::file_size(path)) + ' ' +
-        std::to_string(std::filesystem::last_write_time(path).time_since_epoch().count()) + '\n';
-  }
-  for (const auto& t : set.tensors())
-    text +=
-        t.name + ' ' + bitladder::to_string(t.type) + ' ' + bitladder::to_string(t.shape) + '\n';
-  return text;
-}
-
 /// Names everything that the checkpoint's bytes depend on.
-inline std::string fingerprint(const bitladder::safetensors_set& source,
-                               const bitladder::safetensors_set* sensitivities,
+inline std::string fingerprint(const float_tensors& source, const float_tensors* sensitivities,
                                const bitladder::kmeans_options& o) {
-  std::string text = file_stamp(source);
-  if (sensitivities != nullptr) text += "sensitivities\n" + file_stamp(*sensitivities);
+  std::string text = source.stamp();
+  if (sensitivities != nullptr) text += "sensitivities\n" + sensitivities->stamp();
   return "version " + std::to_string(BL_VERSION) + ", bits " + std::to_string(o.min_bits) + " to " +
          std::to_string(o.max_bits) + ", seed " + std::to_string(o.seed_bits) + ", groups " +
          std::to_string(o.groups) + ", method " + bitladder::to_string(o.method) + ", lookahead " +
@@ -115,30 +99,19 @@ inline std::string fingerprint(const bitladder::safetensors_set& source,
          ", source " + std::to_string(bitladder::checksum(text.data(), text.size()));
 }
 
-/// The tensor's elements as T, in place, or copied to `copy` if the file did not align them.
 template <class T>
-const T* elements(const bitladder::safetensors_set& set, const bitladder::tensor_info& t,
-                  std::vector<T>& copy) {
-  const auto bytes = set.bytes(t);
-  if (set.aligned(t)) return reinterpret_cast<const T*>(bytes.data());
-  copy.resize(bytes.size() / sizeof(T));
-  std::memcpy(copy.data(), bytes.data(), bytes.size());
-  return copy.data();
-}
-
-template <class T>
-bitladder::quantized_matrix quantize_as(const bitladder::safetensors_set& source,
-                                        const source_linear& l,
+bitladder::quantized_matrix quantize_as(const float_tensors& source, const source_linear& l,
                                         const bitladder::sensitivity& sensitivity,
                                         const bitladder::kmeans_options& options,
                                         bitladder::thread_pool* pool) {
-  std::vector<T> copy;
-  const bitladder::matrix_view<const T> w(elements(source, *l.weight, copy), l.rows, l.cols);
+  std::vector<std::byte> copy;
+  const bitladder::matrix_view<const T> w(reinterpret_cast<const T*>(source.bytes(*l.weight, copy)),
+                                          l.rows, l.cols);
   return bitladder::quantize(w, sensitivity, options, pool);
 }
 
-inline bitladder::quantized_matrix quantize_linear(const bitladder::safetensors_set& source,
-                                                   const bitladder::safetensors_set* sensitivities,
+inline bitladder::quantized_matrix quantize_linear(const float_tensors& source,
+                                                   const float_tensors* sensitivities,
                                                    const source_linear& l,
                                                    const bitladder::kmeans_options& options,
                                                    bitladder::thread_pool* pool) {
@@ -170,13 +143,6 @@ inline linear_errors errors_of(const source_linear& l, const bitladder::quantize
   return e;
 }
 
-/// Lets the pages of a tensor that will not be read again go.
-inline void release(const bitladder::safetensors_set& set, const bitladder::tensor_info& t) {
-  const bitladder::safetensors_file& file = set.file_of(t);
-  file.mapping().advise(bitladder::access::dont_need, file.data_offset() + t.begin,
-                        static_cast<std::size_t>(t.bytes()));
-}
-
 inline std::string read_text(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);
   if (!in) throw bitladder::error(bitladder::status::io_failed, path.string() + ": cannot be read");
@@ -192,10 +158,20 @@ inline std::vector<std::filesystem::path> companion_files(const std::filesystem:
   return files;
 }
 
+/// Checks that every tensor of a folder is there, in its shape and in a dtype that is read.
+inline config checked_folder(const std::filesystem::path& source) {
+  const model checked(source);
+  if (checked.quantized())
+    throw bitladder::error(
+        bitladder::status::invalid_argument,
+        source.string() + ": is quantized already; expected a model with float weights");
+  return checked.config();
+}
+
 }  // namespace detail
 
-/// Quantizes the Llama in folder `source` to the checkpoint folder `out`. If an earlier run with
-/// the same source and options was interrupted, goes on where it stopped.
+/// Quantizes the Llama in `source`, a folder or a GGUF file, to the checkpoint folder `out`. If an
+/// earlier run with the same source and options was interrupted, goes on where it stopped.
 /// @return the errors of every linear, which `out`/quantization.json holds too
 /// @throws bitladder::error naming file and tensor, what was expected and what was found; `out` is
 /// then
@@ -205,15 +181,16 @@ inline std::vector<linear_errors> quantize_model(const std::filesystem::path& so
                                                  const quantize_model_options& options,
                                                  bitladder::thread_pool* pool,
                                                  const quantize_progress& progress = {}) {
-  const model checked(source);  // every tensor is there, in its shape and in a dtype that is read
-  if (checked.quantized())
-    throw bitladder::error(
-        bitladder::status::invalid_argument,
-        source.string() + ": is quantized already; expected a model with float weights");
-  const bitladder::safetensors_set tensors(source);
-  std::unique_ptr<bitladder::safetensors_set> sensitivities;
+  const float_tensors tensors(source);
+  const config shape = tensors.gguf() != nullptr ? tensors.gguf_config()  // checked already
+                                                 : detail::checked_folder(source);
+  std::unique_ptr<gguf_companions> companions;
+  if (tensors.gguf() != nullptr) companions = std::make_unique<gguf_companions>(*tensors.gguf());
+  const std::vector<std::string> names = detail::linear_names(shape);
+  std::unique_ptr<float_tensors> sensitivities;
   if (!options.sensitivities.empty())
-    sensitivities = std::make_unique<bitladder::safetensors_set>(options.sensitivities);
+    sensitivities = std::make_unique<float_tensors>(
+        bitladder::safetensors_set(options.sensitivities));  // a file of it is safetensors too
 
   std::vector<detail::source_linear> linears;
   bitladder::checkpoint_plan plan;
@@ -223,7 +200,7 @@ inline std::vector<linear_errors> quantize_model(const std::filesystem::path& so
   plan.groups = options.kmeans.groups;
   std::set<std::string> replaced;
   std::int64_t weights_in_all = 0;
-  for (const std::string& name : detail::linear_names(checked.config())) {
+  for (const std::string& name : names) {
     const bitladder::tensor_info& w = tensors.at(name + ".weight");
     detail::source_linear l;
     l.name = name;
@@ -251,9 +228,10 @@ inline std::vector<linear_errors> quantize_model(const std::filesystem::path& so
 
   for (const auto& t : plan.tensors) {
     if (writer.done(t.name)) continue;
-    const auto bytes = tensors.bytes(t.name);
-    writer.write_tensor(t.name, bytes.data(), bytes.size());
-    detail::release(tensors, tensors.at(t.name));
+    const bitladder::tensor_info& from = tensors.at(t.name);
+    std::vector<std::byte> copy;
+    writer.write_tensor(t.name, tensors.bytes(from, copy), static_cast<std::size_t>(from.bytes()));
+    tensors.release(from);
   }
 
   std::vector<const detail::source_linear*> pending;
@@ -271,8 +249,8 @@ inline std::vector<linear_errors> quantize_model(const std::filesystem::path& so
   for (const detail::source_linear* l : pending) {
     auto q = std::make_shared<bitladder::quantized_matrix>(
         detail::quantize_linear(tensors, sensitivities.get(), *l, options.kmeans, pool));
-    detail::release(tensors, *l->weight);
-    if (l->sensitivity != nullptr) detail::release(*sensitivities, *l->sensitivity);
+    tensors.release(*l->weight);
+    if (l->sensitivity != nullptr) sensitivities->release(*l->sensitivity);
     if (writing.valid()) writing.get();
     writing = std::async(std::launch::async, [&writer, &log, l, q] {
       log.add(detail::errors_of(*l, q->report()));
@@ -284,10 +262,17 @@ inline std::vector<linear_errors> quantize_model(const std::filesystem::path& so
   }
   if (writing.valid()) writing.get();
 
-  const std::vector<linear_errors> errors = log.ordered(detail::linear_names(checked.config()));
-  std::vector<std::filesystem::path> files = detail::companion_files(source);
+  const std::vector<linear_errors> errors = log.ordered(names);
+  std::vector<std::filesystem::path> files;
+  if (companions != nullptr)
+    files = {log.write_beside("tokenizer.json", companions->tokenizer),
+             log.write_beside("tokenizer_config.json", companions->tokenizer_config)};
+  else
+    files = detail::companion_files(source);
   files.push_back(log.write_report(errors));
-  writer.finish(detail::read_text(source / "config.json"), files);
+  writer.finish(
+      companions != nullptr ? companions->config : detail::read_text(source / "config.json"),
+      files);
   log.remove();
   return errors;
 }

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: MIT
 #include <bitladder/core/matrix_view.hpp>
 #include <bitladder/core/status.hpp>
+#include <bitladder/io/gguf.hpp>
 
+#include <llama/float_tensors.hpp>
+#include <llama/gguf_tokenizer.hpp>
+#include <llama/gguf_tokenizer_json.hpp>
 #include <llama/tokenizer.hpp>
 
 #include <nlohmann/json.hpp>
@@ -23,6 +27,12 @@ tokenizer tokenizer::load(const std::filesystem::path& file) {
     throw bitladder::error(bitladder::status::io_failed,
                            file.string() + ": cannot be read, or is empty");
   return parse(text.str(), file.string());
+}
+
+tokenizer tokenizer::of_model(const std::filesystem::path& model) {
+  if (!is_gguf_path(model)) return load(model / "tokenizer.json");
+  const bitladder::gguf_file file(model);
+  return parse(tokenizer_json(load_gguf_tokenizer(file), file.path()), file.path() + ": tokenizer");
 }
 
 tokenizer tokenizer::parse(std::string_view json, const std::string& name) {

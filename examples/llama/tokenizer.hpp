@@ -38,6 +38,8 @@ class tokenizer {
  public:
   /// @param file tokenizer.json
   static tokenizer load(const std::filesystem::path& file);
+  /// Of a model: the tokenizer.json of a folder, or what a GGUF file holds.
+  static tokenizer of_model(const std::filesystem::path& model);
   /// @param json contents of a tokenizer.json
   /// @param name what errors call it
   static tokenizer parse(std::string_view json, const std::string& name);

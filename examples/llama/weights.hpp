@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// All tensors of a Llama, from a Hugging Face folder or from a bitladder checkpoint of one: each is
-// looked up by its published name and its dtype and shape are checked. Large tensors stay views
-// into the read-only mapping. Tested by tests/llama/weights_test.cpp.
+// All tensors of a Llama, from a Hugging Face folder, a GGUF file or a bitladder checkpoint: each
+// is looked up by its published name and its dtype and shape are checked. Large tensors stay views
+// into the read-only mapping where it holds floats. Tested by tests/llama/weights_test.cpp.
 #pragma once
 
 #include <bitladder/core/dtype.hpp>
@@ -10,11 +10,11 @@
 #include <bitladder/io/safetensors_set.hpp>
 
 #include <llama/config.hpp>
+#include <llama/float_tensors.hpp>
 #include <llama/linear_weight.hpp>
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -52,15 +52,20 @@ using host_weights = model_weights<linear_weight, std::vector<float>, dense_matr
 /// Opens a model's tensors and hands them out checked.
 class weight_source {
  public:
-  explicit weight_source(const std::filesystem::path& folder) : path_(folder.string()) {
-    bitladder::safetensors_set tensors(folder);
+  /// @param path a folder, or a GGUF file
+  explicit weight_source(const std::filesystem::path& path) : path_(path.string()) {
+    if (is_gguf_path(path)) {
+      plain_.emplace(path);
+      return;
+    }
+    bitladder::safetensors_set tensors(path);
     if (bitladder::checkpoint::is_checkpoint(tensors))
       quantized_.emplace(std::move(tensors));
     else
       plain_.emplace(std::move(tensors));
   }
 
-  /// Null if the folder is not a bitladder checkpoint.
+  /// Null if there is no bitladder checkpoint.
   const bitladder::checkpoint* quantized() const {
     return quantized_.has_value() ? &*quantized_ : nullptr;
   }
@@ -69,19 +74,21 @@ class weight_source {
   std::vector<float> vector(const std::string& name, int size) const {
     const bitladder::tensor_info& t = checked(name, {size});
     std::vector<float> out(static_cast<std::size_t>(size));
-    tensors().read_as_float(t, out.data());
+    if (quantized_.has_value())
+      quantized_->tensors().read_as_float(t, out.data());
+    else
+      plain_->read_as_float(t, out.data());
     return out;
   }
 
-  /// [rows, cols] as it is stored.
+  /// [rows, cols] as it is stored, but for a GGUF file's blocks, which become fp32.
   dense_matrix matrix(const std::string& name, int rows, int cols) {
     const bitladder::tensor_info& t = checked(name, {rows, cols});
-    dense_matrix m{t.type, tensors().bytes(t).data(), rows, cols};
-    if (!tensors().aligned(t)) {  // a foreign header of odd length: this tensor alone is copied
-      copies_.emplace_back(m.bytes());
-      std::memcpy(copies_.back().data(), m.data, m.bytes());
-      m.data = copies_.back().data();
-    }
+    std::vector<std::byte> copy;
+    dense_matrix m{t.type, nullptr, rows, cols};
+    m.data = quantized_.has_value() ? tensor_bytes(quantized_->tensors(), t, copy)
+                                    : plain_->bytes(t, copy);
+    if (!copy.empty()) copies_.push_back(std::move(copy));  // moved, its elements stay in place
     return m;
   }
 
@@ -102,7 +109,7 @@ class weight_source {
     }
     if (bias)
       w.bias = vector(name + ".bias", rows);
-    else if (tensors().find(name + ".bias") != nullptr)
+    else if (find(name + ".bias") != nullptr)
       fail(name + ".bias", "no bias, as config.json says", "one");
     return w;
   }
@@ -119,14 +126,16 @@ class weight_source {
         path_ + ": tensor \"" + tensor + "\": expected " + expected + ", found " + found);
   }
 
-  const bitladder::safetensors_set& tensors() const {
-    return quantized_.has_value() ? quantized_->tensors() : *plain_;
+  const bitladder::tensor_info* find(const std::string& name) const {
+    return quantized_.has_value() ? quantized_->tensors().find(name) : plain_->find(name);
   }
 
   const bitladder::tensor_info& checked(const std::string& name,
                                         const std::vector<std::int64_t>& shape) const {
-    const bitladder::tensor_info* t = tensors().find(name);
-    if (t == nullptr) tensors().at(name);  // throws, naming what is there
+    const bitladder::tensor_info* found = find(name);
+    const bitladder::tensor_info* t = found != nullptr         ? found
+                                      : quantized_.has_value() ? &quantized_->tensors().at(name)
+                                                               : &plain_->at(name);  // throws
     if (t->type != bitladder::dtype::f32 && t->type != bitladder::dtype::f16 &&
         t->type != bitladder::dtype::bf16)
       fail(name, "F32, F16 or BF16", bitladder::to_string(t->type));
@@ -135,7 +144,7 @@ class weight_source {
   }
 
   std::string path_;
-  std::optional<bitladder::safetensors_set> plain_;
+  std::optional<float_tensors> plain_;
   std::optional<bitladder::checkpoint> quantized_;
   std::vector<std::vector<std::byte>> copies_;
 };

@@ -187,6 +187,37 @@ TEST_CASE("a seed gives the same text again, with any number of threads") {
   CHECK(tool("generate " + small + " -n 4 --prompt Once").status == 0);
 }
 
+TEST_CASE("a GGUF file is run, measured and quantized as a folder is") {
+  const fs::path text = work() / "ab.txt";
+  {
+    std::ofstream out(text);
+    for (int i = 0; i < 20; ++i) out << "ab a b ab ab b a";
+  }
+  for (const char* name : {"biased", "tied"}) {
+    CAPTURE(name);
+    const std::string file = std::string(BL_SOURCE_DIR) + "/tests/llama/data/" + name + ".gguf";
+    const std::string out = (work() / name).string(), json = (work() / "gguf.json").string();
+    const outcome made = tool("quantize " + file + " -q -o " + out);
+    REQUIRE_MESSAGE(made.status == 0, made.text);
+    // Their rows have so few values that 8 bits hold each of them.
+    const std::string options = " -n 12 -q --ignore-end --prompt 'ab a' ";
+    const outcome a = tool("generate " + file + options), b = tool("generate " + out + options);
+    CHECK_MESSAGE(a.status == 0, a.text);
+    CHECK(contains(a.text, "ab a"));
+    CHECK(a.text == b.text);
+    const outcome p = tool("perplexity " + out + " --unquantized " + file + " --window 16 -b 8,0 " +
+                           "-q --text " + text.string() + " --json " + json);
+    CHECK_MESSAGE(p.status == 0, p.text);
+    const auto rows = rows_of(json);
+    REQUIRE(rows.size() == 2);
+    CHECK(rows[0]["perplexity"] == rows[1]["perplexity"]);
+    CHECK(tool("perplexity " + file + " --window 16 -q --text " + text.string()).status == 0);
+  }
+  const outcome o = tool("generate " + text.string() + " --prompt x");
+  CHECK(o.status == 1);
+  CHECK(contains(o.text, text.string()));
+}
+
 TEST_CASE("what cannot be done is said with file, expected and found, and exit status 1") {
   const auto fails = [](const std::string& arguments, std::vector<std::string> parts) {
     const outcome o = tool(arguments);

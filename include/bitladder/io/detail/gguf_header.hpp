@@ -37,9 +37,9 @@ struct gguf_header {
 inline std::uint32_t read_gguf_version(gguf_cursor& c) {
   if (c.left() < 24 || std::memcmp(c.here(), "GGUF", 4) != 0)
     c.fail("expected a GGUF file, found " +
-           (c.left() < 24
-                ? std::to_string(c.left()) + " bytes, too few for its head"
-                : quoted({reinterpret_cast<const char*>(c.here()), 4}) + " in its first 4 bytes"));
+           (c.left() < 24 ? std::to_string(c.left()) + " bytes, too few for its head"
+                          : detail::quoted({reinterpret_cast<const char*>(c.here()), 4}) +
+                                " in its first 4 bytes"));
   c.skip(4, 1, "magic");
   const auto version = c.number<std::uint32_t>("version");
   // Versions are small numbers: one whose low half is empty has its bytes the other way round.
@@ -55,7 +55,7 @@ inline gguf_tensor read_gguf_tensor(gguf_cursor& c, const std::string& path) {
   gguf_tensor t;
   t.name = std::string(c.text("name"));
   if (t.name.empty()) c.fail("expected a name, found an empty one");
-  c.set_where(path + ": tensor " + quoted(t.name));
+  c.set_where(path + ": tensor " + detail::quoted(t.name));
   const auto dimensions = c.number<std::uint32_t>("number of dimensions");
   if (dimensions > max_dimensions)
     c.fail("expected at most " + std::to_string(max_dimensions) + " dimensions, found " +
@@ -91,7 +91,7 @@ inline gguf_tensor read_gguf_tensor(gguf_cursor& c, const std::string& path) {
 
 [[noreturn]] inline void throw_gguf_tensor(const std::string& path, const gguf_tensor& t,
                                            const std::string& what) {
-  throw error(status::bad_file, path + ": tensor " + quoted(t.name) + ": " + what);
+  throw error(status::bad_file, path + ": tensor " + detail::quoted(t.name) + ": " + what);
 }
 
 /// Every tensor inside the file, on its alignment and apart from the others.
@@ -116,7 +116,7 @@ inline void check_gguf_places(const gguf_header& h, std::uint64_t data_size,
       fail(std::string(to_string(t->type)) + " " + to_string(t->shape) + " at " + place +
            " passes its end at " + std::to_string(data_size));
     if (before != nullptr && t->begin < before->end)
-      fail(place + " overlap tensor " + quoted(before->name) + ", which ends at " +
+      fail(place + " overlap tensor " + detail::quoted(before->name) + ", which ends at " +
            std::to_string(before->end));
     before = t;
   }
@@ -139,7 +139,7 @@ inline gguf_header parse_gguf_header(const std::byte* data, std::size_t size,
     const std::string_view key = c.text("key");
     if (key.empty() || key.size() > 65535)
       c.fail("expected a key of 1 to 65535 bytes, found " + std::to_string(key.size()));
-    c.set_where(path + ": metadata " + quoted(key));
+    c.set_where(path + ": metadata " + detail::quoted(key));
     const gguf_value_type type = read_gguf_value_type(c, "type");
     if (!h.metadata.add(key, gguf_value::read(c, type))) c.fail("is there twice");
   }
