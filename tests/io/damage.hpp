@@ -4,6 +4,7 @@
 
 #include "support/random.hpp"
 
+#include <algorithm>
 #include <cstddef>
 #include <string>
 
@@ -11,9 +12,13 @@ namespace support {
 
 /// One to three changes: a byte set, a bit turned, bytes put in, taken out, cut off or doubled.
 /// @param alphabet bytes that mean something in the format
-inline void damage(std::string& bytes, random& r, const std::string& alphabet) {
+/// @param head if not 0, three places of four are among so many first bytes
+inline void damage(std::string& bytes, random& r, const std::string& alphabet,
+                   std::size_t head = 0) {
   const auto place = [&] {
-    return static_cast<std::size_t>(r.below(static_cast<int>(bytes.size())));
+    const bool first = head != 0 && r.below(4) != 0;
+    const std::size_t end = first ? std::min(bytes.size(), head) : bytes.size();
+    return static_cast<std::size_t>(r.below(static_cast<int>(end)));
   };
   const auto letter = [&] {
     return r.below(4) == 0

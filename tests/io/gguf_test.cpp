@@ -3,6 +3,7 @@
 #include <bitladder/io/gguf.hpp>
 #include <bitladder/io/gguf_dequantize.hpp>
 
+#include "io/damage.hpp"
 #include "io/files.hpp"
 #include "io/gguf_bytes.hpp"
 #include "support/random.hpp"
@@ -370,33 +371,10 @@ void try_open(const std::filesystem::path& path, const std::string& bytes, outco
   }
 }
 
+/// Mostly in the header, where a change says something.
 void mutate(std::string& bytes, support::random& random) {
   static const std::string alphabet("\0\0\0\1\2\3\4\5\6\7\10\11\12\13\14\15\40\177\200\377", 20);
-  // Mostly in the header, where a change says something.
-  const auto place = [&] {
-    const std::size_t end =
-        random.below(4) != 0 ? std::min<std::size_t>(bytes.size(), 1000) : bytes.size();
-    return static_cast<std::size_t>(random.below(static_cast<int>(end)));
-  };
-  const auto letter = [&] { return alphabet[static_cast<std::size_t>(random.below(20))]; };
-  for (int n = 1 + random.below(3); n > 0 && !bytes.empty(); --n) {
-    switch (random.below(6)) {
-      case 0: bytes[place()] = letter(); break;
-      case 1: {
-        char& c = bytes[place()];
-        c = static_cast<char>(c ^ 1 << random.below(8));
-        break;
-      }
-      case 2: bytes.insert(place(), 1, letter()); break;
-      case 3: bytes.erase(place(), 1); break;
-      case 4: bytes.resize(place()); break;
-      default: {  // a piece again somewhere else
-        const std::string piece =
-            bytes.substr(place(), static_cast<std::size_t>(1 + random.below(40)));
-        bytes.insert(place(), piece);
-      }
-    }
-  }
+  support::damage(bytes, random, alphabet, 1000);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 // bitladder::error.
 #include <bitladder/io/safetensors.hpp>
 
+#include "io/damage.hpp"
 #include "io/files.hpp"
 #include "support/random.hpp"
 
@@ -41,35 +42,6 @@ void try_open(const std::filesystem::path& path, const std::string& bytes, outco
   }
 }
 
-void mutate(std::string& bytes, support::random& random, const std::string& alphabet) {
-  const auto place = [&] {
-    return static_cast<std::size_t>(random.below(static_cast<int>(bytes.size())));
-  };
-  const auto letter = [&] {
-    return random.below(4) == 0 ? static_cast<char>(random.next())
-                                : alphabet[static_cast<std::size_t>(
-                                      random.below(static_cast<int>(alphabet.size())))];
-  };
-  for (int n = 1 + random.below(3); n > 0 && !bytes.empty(); --n) {
-    switch (random.below(6)) {
-      case 0: bytes[place()] = letter(); break;
-      case 1: {
-        char& c = bytes[place()];
-        c = static_cast<char>(c ^ 1 << random.below(8));
-        break;
-      }
-      case 2: bytes.insert(place(), 1, letter()); break;
-      case 3: bytes.erase(place(), 1); break;
-      case 4: bytes.resize(place()); break;
-      default: {  // a piece again somewhere else
-        const std::string piece =
-            bytes.substr(place(), static_cast<std::size_t>(1 + random.below(40)));
-        bytes.insert(place(), piece);
-      }
-    }
-  }
-}
-
 }  // namespace
 
 TEST_CASE("files damaged anywhere never crash the reader") {
@@ -81,7 +53,7 @@ TEST_CASE("files damaged anywhere never crash the reader") {
   REQUIRE(count.opened == 1);
   for (int i = 0; i < 4000; ++i) {
     std::string bytes = good;
-    mutate(bytes, random, std::string("\0\1\xff", 3));
+    support::damage(bytes, random, std::string("\0\1\xff", 3));
     try_open(folder / "f", bytes, count);
   }
   for (std::size_t size = 0; size < good.size(); ++size)
@@ -102,7 +74,7 @@ TEST_CASE("headers damaged under a right length never crash the reader") {
   REQUIRE(count.opened == 1);
   for (int i = 0; i < 12000; ++i) {
     std::string changed = header;
-    mutate(changed, random, std::string("{}[]\":,0123456789-.eE \\utF\0", 27));
+    support::damage(changed, random, std::string("{}[]\":,0123456789-.eE \\utF\0", 27));
     try_open(folder / "f", support::safetensors_bytes(changed, data), count);
   }
   CHECK(count.opened > 100);  // changed names
