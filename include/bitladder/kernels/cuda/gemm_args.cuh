@@ -54,7 +54,7 @@ struct gemm_args {
   /// a faster kernel, as exact, that rounds in other places (policy.cuh says when).
   bool batch_invariant = true;
 
-  void* workspace = nullptr;  ///< gemm_workspace_bytes(...) bytes, 16-byte aligned, zero before its
+  void* workspace = nullptr;  ///< gemm_workspace_bytes(...) bytes, 16-byte aligned, any content
   std::size_t workspace_bytes = 0;
 
   /// Launch with programmatic stream serialization: the weights are requested while the kernel

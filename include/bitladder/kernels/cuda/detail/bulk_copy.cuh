@@ -59,10 +59,6 @@ __device__ __forceinline__ float4 load_cluster_f4(std::uint32_t address, int ran
 
 #if __CUDA_ARCH__ >= 900
 
-__device__ __forceinline__ void barrier_init(std::uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
 /// Makes initialized barriers known to the copy engine; a barrier of the block follows.
 __device__ __forceinline__ void barrier_init_fence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -76,19 +72,6 @@ __device__ __forceinline__ void barrier_expect(std::uint32_t barrier, int bytes)
 
 __device__ __forceinline__ void barrier_arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-/// Waits for the end of the phase of this parity.
-__device__ __forceinline__ void barrier_wait(std::uint32_t barrier, std::uint32_t parity) {
-  std::uint32_t done;
-  do {
-    asm volatile(
-        "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, p;}"
-        : "=r"(done)
-        : "r"(barrier), "r"(parity)
-        : "memory");
-  } while (done == 0);
 }
 
 /// Queues a copy of `bytes` (a multiple of 16) to this block's shared memory.

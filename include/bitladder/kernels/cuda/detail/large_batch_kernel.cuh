@@ -109,8 +109,8 @@ BL_KERNEL __launch_bounds__((large_batch_threads<Bits, Tokens>::value), 1)
   const std::uint32_t empty = full + shape::barrier_bytes / 2;
   if (threadIdx.x == shape::warps * 32) {
     for (int s = 0; s < p.stages * groups; ++s) {
-      barrier_init(barriers + 8 * s, 1);
-      barrier_init(barriers + shape::barrier_bytes / 2 + 8 * s, slots);
+      split_barrier_init(barriers + 8 * s, 1);
+      split_barrier_init(barriers + shape::barrier_bytes / 2 + 8 * s, slots);
     }
     barrier_init_fence();
   }
@@ -138,7 +138,8 @@ BL_KERNEL __launch_bounds__((large_batch_threads<Bits, Tokens>::value), 1)
         for (int i = 0; i < 4; ++i) {
           const unsigned char* from = x + (static_cast<std::size_t>(t) * 4 + i) * step;
           const std::uint32_t ready = to_full + 8 * stage;
-          barrier_wait(ready + shape::barrier_bytes / 2, parity ^ 1);  // at once in the first round
+          split_barrier_wait(ready + shape::barrier_bytes / 2,
+                             parity ^ 1);  // at once in the first round
           barrier_expect(ready, shape::stage_bytes);
           bulk_copy(to_stages + static_cast<std::uint32_t>(stage * shape::stage_bytes), from,
                     shape::stage_bytes, ready);
@@ -167,7 +168,7 @@ BL_KERNEL __launch_bounds__((large_batch_threads<Bits, Tokens>::value), 1)
       if (lane == 0) barrier_arrive(empty + 8 * last_stage);
     };
     const auto multiply = [&](const std::uint32_t(&x)[16], auto accumulate) {
-      barrier_wait(full + 8 * stage, parity);
+      split_barrier_wait(full + 8 * stage, parity);
       const std::uint64_t b =
           wgmma_descriptor(mine_stages + static_cast<std::uint32_t>(stage * shape::stage_bytes));
       wgmma_fence();

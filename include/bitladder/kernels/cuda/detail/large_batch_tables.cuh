@@ -97,11 +97,6 @@ struct large_batch_tables {
   }
 };
 
-__device__ __forceinline__ void load_shared_v2(std::uint32_t address, std::uint32_t& a,
-                                               std::uint32_t& b) {
-  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(a), "=r"(b) : "r"(address));
-}
-
 /// One warp's view of its table.
 /// @tparam Marked the fields come with `place`, or it has no bits
 template <int Bits, int Slots, bool Marked>
@@ -296,9 +291,11 @@ struct large_batch_planes {
         ring + (ring_lane(lane) | static_cast<std::uint32_t>(((lane & 1) ^ Half) * 8));
     std::uint32_t u[planes], l[planes];
 #pragma unroll
-    for (int j = 0; j < Bits; ++j)
-      load_shared_v2(from + static_cast<std::uint32_t>(j * packed_layout::tile_words * 4), u[j],
-                     l[j]);
+    for (int j = 0; j < Bits; ++j) {
+      const uint2 v =
+          load_shared_v2(from + static_cast<std::uint32_t>(j * packed_layout::tile_words * 4));
+      u[j] = v.x, l[j] = v.y;
+    }
     if constexpr (ring_marks) u[Bits] = l[Bits] = place != 0 ? ~0u : 0u;
     merge<planes>(u, upper);
     merge<planes>(l, lower);

@@ -147,7 +147,7 @@ __device__ __forceinline__ void split_barrier_arrive(std::uint32_t barrier) {
 }
 
 /// Waits for the end of the phase with this parity: 0 for the first.
-__device__ __forceinline__ void split_barrier_wait(std::uint32_t barrier, int parity) {
+__device__ __forceinline__ void split_barrier_wait(std::uint32_t barrier, std::uint32_t parity) {
   std::uint32_t done;
   do {
 #if __CUDA_ARCH__ >= 900
@@ -158,8 +158,7 @@ __device__ __forceinline__ void split_barrier_wait(std::uint32_t barrier, int pa
         : "r"(barrier), "r"(parity)
         : "memory");
 #else
-    // Before sm_90 the test of a phase names the state that its arrival returned; this form asks
-    // for the parity, which sm_80 has as well.
+    // Tests and does not sleep: before sm_90 there is nothing else.
     asm volatile(
         "{.reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n"
         "selp.u32 %0, 1, 0, p;}"

@@ -315,7 +315,7 @@ struct small_batch : small_batch_units {
   __device__ __forceinline__ void between(pass_state& s) const {
     const int other = ~s.turn & 1;
     if (s.unit > s.begin) {
-      split_barrier_wait(done(), other);
+      split_barrier_wait(done(), static_cast<std::uint32_t>(other));
       sums().finish(s.unit - turn_units, s.end, s.turn - 1, other, s.chunk, s.groups, s.gate);
     }
     if (s.unit + turn_units < s.end) {
@@ -409,7 +409,7 @@ struct small_batch : small_batch_units {
         if (s.unit > begin) meet(s);
         s.stage = {};
       } else {
-        if (s.unit > begin) split_barrier_wait(ready(), ~s.turn & 1);
+        if (s.unit > begin) split_barrier_wait(ready(), ~s.turn & 1u);
         s.stage = lut_stage<Bits>::of(s.turn & 1);
       }
       unit_step<0>(s, x);
@@ -423,7 +423,7 @@ struct small_batch : small_batch_units {
     if constexpr (Policy::lut_stages == 1)
       __syncthreads();
     else
-      split_barrier_wait(done(), ~s.turn & 1);
+      split_barrier_wait(done(), ~s.turn & 1u);
     sums().finish(s.unit - turn_units, end, s.turn - 1, ~s.turn & 1, s.chunk, s.groups, s.gate);
     // The next pass writes where this one may still read.
     if (chunk + 1 < p.chunks) __syncthreads();
