@@ -96,12 +96,12 @@ inline std::string zip_directory(const std::vector<zip_record>& records, std::ui
   std::string out;
   for (const zip_record& r : records) {
     std::string extra;
-    const bool wide = r.size >= zip64_from, far = r.header >= zip64_from;
-    if (wide || far) {
+    const bool wide = r.size >= zip64_from, distant = r.header >= zip64_from;
+    if (wide || distant) {
       append_number<std::uint16_t>(extra, zip64_extra);
-      append_number(extra, static_cast<std::uint16_t>((wide ? 16 : 0) + (far ? 8 : 0)));
+      append_number(extra, static_cast<std::uint16_t>((wide ? 16 : 0) + (distant ? 8 : 0)));
       for (int i = 0; i < 2 && wide; ++i) append_number<std::uint64_t>(extra, r.size);
-      if (far) append_number<std::uint64_t>(extra, r.header);
+      if (distant) append_number<std::uint64_t>(extra, r.header);
     }
     append_number(out, zip_central_signature);
     append_number<std::uint16_t>(out, 45);  // version made by
@@ -115,7 +115,7 @@ inline std::string zip_directory(const std::vector<zip_record>& records, std::ui
     append_number(out, static_cast<std::uint16_t>(r.name.size()));
     append_number(out, static_cast<std::uint16_t>(extra.size()));
     out.append(10, '\0');  // no comment, first disk, no attributes
-    append_number(out, far ? zip_see_zip64 : static_cast<std::uint32_t>(r.header));
+    append_number(out, distant ? zip_see_zip64 : static_cast<std::uint32_t>(r.header));
     out += r.name + extra;
   }
   const std::uint64_t size = out.size(), count = records.size();
