@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
-// How fast the CPU kernels read weights: gemv at every precision beside dense float and fp16 rows
-// and a plain memory copy, gemm at a prompt's batch, and dequantize. Weights rotate over more
-// memory than any last-level cache holds, as a model's layers do; gemm repeats one matrix, as its
-// weights are used many times. `gweights_per_second` counts weights, `bytes_per_second` the least
-// traffic there can be: the planes read, their tables, x and y.
+// How fast the CPU kernels read weights: gemv at every precision and with every instruction set
+// that the machine has, beside dense float and fp16 rows, OpenBLAS's sgemv where it was found
+// (BL_BENCH_HAS_CBLAS), and plain memory reads and copies; gemm at a prompt's batch, and
+// dequantize. Weights rotate over more memory than any last-level cache holds, as a model's layers
+// do; gemm repeats one matrix, as its weights are used many times. `gweights_per_second` counts
+// weights, `bytes_per_second` the least traffic there can be: the planes read, their tables, x and
+// y.
 //
 // Run: gemv_cpu_bench [--benchmark_filter=gemv.*bits:4]
 #include <bitladder/core/bitplane.hpp>
@@ -19,6 +21,11 @@
 
 #include <benchmark/benchmark.h>
 
+#if defined(BL_BENCH_HAS_CBLAS)
+#include <cblas.h>
+#endif
+
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -100,10 +107,11 @@ void gemv_bitplanes(benchmark::State& state, int rows, int cols, thread_pool& po
                                     (x.size() + y.size()) * sizeof(float)));
 }
 
-/// rows, cols, bits, threads, isa
+/// rows, cols, bits, threads, isa (its number in cpu::isa; the label has the name)
 void gemv(benchmark::State& state) {
   const auto use = static_cast<cpu::isa>(state.range(4));
   if (!supported(use)) return state.SkipWithError("this machine lacks the instruction set");
+  state.SetLabel(to_string(use));
   thread_pool pool(static_cast<int>(state.range(3)));
   check(dispatch_bits(static_cast<int>(state.range(2)), all_bits{}, [&](auto bits) {
     gemv_bitplanes<decltype(bits)::value>(state, static_cast<int>(state.range(0)),
@@ -132,7 +140,54 @@ void gemv_dense(benchmark::State& state) {
                 static_cast<double>(count * sizeof(T) + (x.size() + y.size()) * sizeof(float)));
 }
 
-/// What the memory gives: bytes read plus bytes written. threads
+#if defined(BL_BENCH_HAS_CBLAS)
+/// What a user has without this library: the same matrix as floats. rows, cols, threads
+void sgemv(benchmark::State& state) {
+  const int rows = static_cast<int>(state.range(0)), cols = static_cast<int>(state.range(1));
+#if defined(OPENBLAS_VERSION)
+  openblas_set_num_threads(static_cast<int>(state.range(2)));
+  state.SetLabel(openblas_get_corename());
+#else
+  if (state.range(2) != 1) return state.SkipWithError("this BLAS has no known control of threads");
+#endif
+  const std::size_t count = static_cast<std::size_t>(rows) * static_cast<std::size_t>(cols);
+  const std::size_t copies = rotation_bytes / (count * sizeof(float)) + 1;
+  const std::vector<float> weights(count * copies);
+  const auto x = ramp(static_cast<std::size_t>(cols));
+  std::vector<float> y(static_cast<std::size_t>(rows));
+  std::size_t next = 0;
+  for (auto _ : state) {
+    cblas_sgemv(CblasRowMajor, CblasNoTrans, rows, cols, 1.0f,
+                weights.data() + next++ % copies * count, cols, x.data(), 1, 0.0f, y.data(), 1);
+    benchmark::DoNotOptimize(y.data());
+  }
+  count_weights(state, static_cast<double>(count),
+                static_cast<double>(count * sizeof(float) + (x.size() + y.size()) * sizeof(float)));
+}
+#endif
+
+/// What the memory gives to a reader: a sum over more than the caches hold. threads
+void read_memory(benchmark::State& state) {
+  thread_pool pool(static_cast<int>(state.range(0)));
+  const std::vector<std::uint64_t> from(rotation_bytes / sizeof(std::uint64_t), 1);
+  constexpr std::size_t piece = (std::size_t{1} << 20) / sizeof(std::uint64_t);
+  std::atomic<std::uint64_t> total{0};
+  for (auto _ : state) {
+    pool.run(static_cast<std::int64_t>(from.size() / piece), 1,
+             [&](std::int64_t begin, std::int64_t end) {
+               std::uint64_t sum[16] = {};
+               for (auto i = static_cast<std::size_t>(begin) * piece;
+                    i < static_cast<std::size_t>(end) * piece; i += 16)
+                 for (std::size_t k = 0; k < 16; ++k) sum[k] += from[i + k];
+               for (std::uint64_t s : sum) total += s;
+             });
+    benchmark::DoNotOptimize(total.load());
+  }
+  state.SetBytesProcessed(static_cast<std::int64_t>(rotation_bytes) *
+                          static_cast<std::int64_t>(state.iterations()));
+}
+
+/// The same with as many bytes written, read and written counted. threads
 void copy(benchmark::State& state) {
   thread_pool pool(static_cast<int>(state.range(0)));
   const std::vector<char> from(rotation_bytes, 1);
@@ -197,7 +252,15 @@ void dequantize(benchmark::State& state) {
 }
 
 constexpr std::int64_t scalar = static_cast<std::int64_t>(cpu::isa::scalar);
-constexpr std::int64_t avx2 = static_cast<std::int64_t>(cpu::isa::avx2);
+
+/// All that the machine has, without plain code, which takes too long.
+std::vector<std::int64_t> simd_here() {
+  std::vector<std::int64_t> here;
+  for (cpu::isa i : cpu::all_isas)
+    if (i != cpu::isa::scalar && supported(i)) here.push_back(static_cast<std::int64_t>(i));
+  return here;
+}
+const std::vector<std::int64_t> simd = simd_here();
 const std::vector<std::int64_t> every_precision{1, 2, 3, 4, 5, 6, 7, 8};
 
 /// 1, 2, 4 ... as far as the machine goes.
@@ -212,20 +275,27 @@ const std::vector<std::int64_t> threads = thread_counts();
 // The shapes of Llama-2-7B, and of a small model whose layers stay in the cache.
 BENCHMARK(gemv)
     ->ArgNames({"rows", "cols", "bits", "threads", "isa"})
-    ->ArgsProduct({{4096}, {4096}, every_precision, threads, {avx2}})
-    ->ArgsProduct({{11008}, {4096}, {2, 3, 4, 8}, threads, {avx2}})
-    ->ArgsProduct({{4096}, {11008}, {2, 3, 4, 8}, threads, {avx2}})
-    ->ArgsProduct({{768}, {256}, every_precision, {1}, {avx2}})
+    ->ArgsProduct({{4096}, {4096}, every_precision, threads, simd})
+    ->ArgsProduct({{4096}, {11008}, every_precision, threads, simd})
+    ->ArgsProduct({{11008}, {4096}, {2, 3, 4, 8}, threads, simd})
+    ->ArgsProduct({{768}, {256}, every_precision, {1}, simd})
     ->ArgsProduct({{1024}, {1024}, {4}, {1}, {scalar}})
     ->UseRealTime();
 BENCHMARK_TEMPLATE(gemv_dense, float)
     ->ArgNames({"rows", "cols", "threads"})
-    ->ArgsProduct({{4096}, {4096}, threads})
+    ->ArgsProduct({{4096}, {4096, 11008}, threads})
     ->UseRealTime();
 BENCHMARK_TEMPLATE(gemv_dense, fp16_t)
     ->ArgNames({"rows", "cols", "threads"})
     ->ArgsProduct({{4096}, {4096}, threads})
     ->UseRealTime();
+#if defined(BL_BENCH_HAS_CBLAS)
+BENCHMARK(sgemv)
+    ->ArgNames({"rows", "cols", "threads"})
+    ->ArgsProduct({{4096}, {4096, 11008}, threads})
+    ->UseRealTime();
+#endif
+BENCHMARK(read_memory)->ArgName("threads")->ArgsProduct({threads})->UseRealTime();
 BENCHMARK(copy)->ArgName("threads")->ArgsProduct({threads})->UseRealTime();
 BENCHMARK(gemm)
     ->ArgNames({"m", "rows", "cols", "bits", "threads"})

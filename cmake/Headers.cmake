@@ -17,6 +17,9 @@ set(BL_CORE_HEADERS
   include/bitladder/kernels/cpu/detail/avx2_gemm.hpp
   include/bitladder/kernels/cpu/detail/avx2_gemv.hpp
   include/bitladder/kernels/cpu/detail/avx2_lanes.hpp
+  include/bitladder/kernels/cpu/detail/avx2_source.hpp
+  include/bitladder/kernels/cpu/detail/avx512_decoder.hpp
+  include/bitladder/kernels/cpu/detail/avx512_gemv.hpp
   include/bitladder/kernels/cpu/detail/check.hpp
   include/bitladder/kernels/cpu/detail/scalar.hpp
   include/bitladder/kernels/cpu/detail/scratch.hpp

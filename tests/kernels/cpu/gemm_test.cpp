@@ -19,7 +19,7 @@ using bitladder::thread_pool;
 
 namespace {
 
-constexpr int batch_sizes[] = {1, 2, 3, 5, 8, 17};
+constexpr int batch_sizes[] = {1, 2, 3, 4, 5, 8, 17};
 constexpr int row_counts[] = {1, 2, 3, 7, 33};
 constexpr int col_counts[] = {1, 31, 32, 33, 64, 96, 256, 768, 1000, 1056};
 
@@ -66,8 +66,8 @@ TEST_CASE_TEMPLATE("column groups and thread counts change no bit of a batch", B
   support::random rng(42);
   struct {
     int rows, cols, groups, m;
-  } const shapes[] = {{19, 64, 2, 3},   {40, 1536, 3, 14}, {9, 2048, 2, 25},
-                      {17, 1000, 5, 4}, {33, 66, 3, 13},   {64, 1100, 1, 26}};
+  } const shapes[] = {{19, 64, 2, 3},  {40, 1536, 3, 14}, {9, 2048, 2, 25},  {17, 1000, 5, 4},
+                      {33, 66, 3, 13}, {64, 1100, 1, 26}, {21, 2112, 3, 49}, {9, 4200, 1, 5}};
   for (const auto s : shapes) {
     const support::quantized q(s.rows, s.cols, B::value, s.groups, rng);
     const auto x = rng.normals(static_cast<std::size_t>(s.m * s.cols));

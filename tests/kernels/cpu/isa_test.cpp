@@ -17,6 +17,20 @@ TEST_CASE("plain code runs everywhere, and the best instruction set is a support
 TEST_CASE("an instruction set has a name") {
   CHECK(std::string(to_string(cpu::isa::scalar)) == "scalar");
   CHECK(std::string(to_string(cpu::isa::avx2)) == "avx2");
+  CHECK(std::string(to_string(cpu::isa::avx512)) == "avx512");
+  CHECK(std::string(to_string(cpu::isa::avx512_vbmi)) == "avx512_vbmi");
+}
+
+TEST_CASE("an instruction set includes those before it, and the machine has them too") {
+  for (cpu::isa have : cpu::all_isas) {
+    CHECK(includes(have, have));
+    CHECK(includes(have, cpu::isa::scalar));
+    for (cpu::isa needed : cpu::all_isas) {
+      if (have != needed) CHECK(includes(have, needed) != includes(needed, have));
+      if (includes(have, needed) && supported(have)) CHECK(supported(needed));
+      if (supported(needed)) CHECK(includes(cpu::best_isa(), needed));
+    }
+  }
 }
 
 TEST_CASE("asking for an instruction set that the machine lacks is an error that names both") {

@@ -38,7 +38,7 @@ void dequantize(bitplane_view w, codebook_view tables, matrix_view<float> out,
   const int cols = w.cols();
   if (cols == 0) return;
 #if BL_HAS_AVX2
-  if (use == isa::avx2)
+  if (includes(use, isa::avx2))
     return detail::split_rows(
         pool, w.rows(), detail::rows_per_chunk(cols, 1), [&](int begin, int end) {
           const detail::bitplane_source<Bits> source{w, tables};

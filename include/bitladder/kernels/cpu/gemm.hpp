@@ -19,6 +19,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <type_traits>
 
 namespace bitladder {
@@ -41,15 +42,20 @@ inline void fill_zero(const matrix_view<float>& y) {
 template <class Source>
 void gemm_avx2(const Source& source, int rows, const matrix_view<const float>& x,
                const matrix_view<float>& y, thread_pool* pool) {
-  const bool ragged = source.cols() % 32 != 0;
-  const scratch copy(ragged ? static_cast<std::size_t>(x.rows()) * padded(source.cols()) : 0);
-  const matrix_view<const float> whole_words = ragged ? pad_rows(x, copy.data()) : x;
-  const int chunk =
-      std::max(rows_per_chunk(source.cols(), x.rows()),
-               x.rows() > avx2_gemm_policy::x_group ? avx2_gemm_policy::block_rows(source.cols())
-                                                    : avx2_gemm_policy::rows);
+  const std::size_t width = padded(source.cols());
+  const scratch packed(static_cast<std::size_t>(x.rows()) * width);
+  const row_cut cut(x.rows());
+  parallel_for(pool, (x.rows() - 1) / cut.length + 1, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t g = begin; g < end; ++g) {
+      const int i = static_cast<int>(g) * cut.length;
+      pack_group_avx2<Source::crossed>(x, i, cut.end(i),
+                                       packed.data() + static_cast<std::size_t>(i) * width);
+    }
+  });
+  const int chunk = even_chunk(pool, rows, rows_per_chunk(source.cols(), x.rows()),
+                               avx2_gemm_policy::block_rows(source.cols()));
   split_rows(pool, rows, chunk,
-             [&](int begin, int end) { gemm_rows_avx2(source, whole_words, y, begin, end); });
+             [&](int begin, int end) { gemm_rows_avx2(source, packed.data(), y, begin, end); });
 }
 #endif
 
@@ -76,7 +82,7 @@ void gemm(bitplane_view w, codebook_view tables, matrix_view<const float> x, mat
     return gemv<Bits>(w, tables, {x.data(), static_cast<std::size_t>(x.cols())},
                       {y.data(), static_cast<std::size_t>(y.cols())}, pool, use);
 #if BL_HAS_AVX2
-  if (use == isa::avx2)
+  if (includes(use, isa::avx2))
     return detail::gemm_avx2(detail::bitplane_source<Bits>{w, tables}, w.rows(), x, y, pool);
 #endif
   detail::split_rows(
@@ -113,7 +119,7 @@ void gemm(matrix_view<T> w, matrix_view<const float> x, matrix_view<float> y,
     return gemv(weights, {x.data(), static_cast<std::size_t>(x.cols())},
                 {y.data(), static_cast<std::size_t>(y.cols())}, pool, use);
 #if BL_HAS_AVX2
-  if (use == isa::avx2)
+  if (includes(use, isa::avx2))
     return detail::gemm_avx2(detail::dense_source<value>{weights}, w.rows(), x, y, pool);
 #endif
   detail::split_rows(

@@ -13,6 +13,7 @@
 #include <bitladder/core/parallel.hpp>
 #include <bitladder/kernels/cpu/detail/avx2_gemm.hpp>
 #include <bitladder/kernels/cpu/detail/avx2_gemv.hpp>
+#include <bitladder/kernels/cpu/detail/avx512_gemv.hpp>
 #include <bitladder/kernels/cpu/detail/check.hpp>
 #include <bitladder/kernels/cpu/detail/scalar.hpp>
 #include <bitladder/kernels/cpu/detail/scratch.hpp>
@@ -25,6 +26,22 @@
 namespace bitladder {
 inline namespace v0_1 {
 namespace cpu {
+namespace detail {
+
+#if BL_HAS_AVX2
+/// @param copy padded(w.cols()) floats
+template <int Bits, isa Use>
+void gemv_avx512(const bitplane_view& w, const codebook_view& tables, const float* x, float* y,
+                 thread_pool* pool, float* copy) {
+  using decoder = avx512_decoder<Bits, Use>;
+  arrange_vector<decoder>(x, w.cols(), copy);
+  split_rows(pool, w.rows(), rows_per_chunk(w.cols(), 1), [&](int begin, int end) {
+    gemv_rows_avx512<decoder>(w, tables, copy, y, begin, end);
+  });
+}
+#endif
+
+}  // namespace detail
 
 /// y = W x, the weights read at `Bits` bits.
 /// @tparam Bits precision to read, 1..8, at most w.planes()
@@ -45,9 +62,15 @@ void gemv(bitplane_view w, codebook_view tables, vector_view<const float> x, vec
   const matrix_view<const float> x_row(x.data(), 1, w.cols());
   const matrix_view<float> y_row(y.data(), 1, w.rows());
 #if BL_HAS_AVX2
-  if (use == isa::avx2) {
+  if (includes(use, isa::avx2)) {
     const detail::scratch copy(detail::padded(w.cols()));
     if (detail::groups_are_whole_words(w, tables)) {
+      if (use == isa::avx512_vbmi)
+        return detail::gemv_avx512<Bits, isa::avx512_vbmi>(w, tables, x.data(), y.data(), pool,
+                                                           copy.data());
+      if (use == isa::avx512)
+        return detail::gemv_avx512<Bits, isa::avx512>(w, tables, x.data(), y.data(), pool,
+                                                      copy.data());
       detail::cross_vector(x.data(), w.cols(), copy.data());
       return detail::split_rows(
           pool, w.rows(), detail::rows_per_chunk(w.cols(), 1), [&](int begin, int end) {
@@ -92,7 +115,7 @@ void gemv(matrix_view<T> w, vector_view<const float> x, vector_view<float> y,
   detail::require_vectors("gemv", w.rows(), w.cols(), x, y);
   if (w.cols() == 0) return std::fill(y.begin(), y.end(), 0.0f);
 #if BL_HAS_AVX2
-  if (use == isa::avx2)
+  if (includes(use, isa::avx2))
     return detail::split_rows(
         pool, w.rows(), detail::rows_per_chunk(w.cols(), 1), [&](int begin, int end) {
           detail::gemv_rows_avx2<value>(weights, x.data(), y.data(), begin, end);

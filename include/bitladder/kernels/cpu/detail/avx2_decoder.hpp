@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Bitplane words to weights with AVX2, 32 columns (one word of each plane) at a time, in the
 // crossed arrangement of avx2_lanes.hpp. Eight words of a row are transposed to codes together,
-// because a transposition costs the same for one word as for eight; then each word is spread over
-// four registers and looked up. Tested by tests/kernels/cpu/dequantize_test.cpp.
+// because a transposition costs the same for one word as for eight. Tested by
+// tests/kernels/cpu/dequantize_test.cpp.
 #pragma once
 
 #include <bitladder/core/bitplane.hpp>
@@ -24,90 +24,101 @@ namespace detail {
 
 /// How codes become values.
 enum class avx2_lookup {
-  permute,  ///< the table is one register of floats
-  shuffle,  ///< 16-entry tables of bytes, three per float: an fp16 value needs no fourth
-  read,     ///< the table is in memory, read one entry after the other
+  permute,  ///< the table is one register of floats, looked up word by word
+  shuffle,  ///< the two bytes of fp16 entries from 16-entry tables, eight words together
 };
 
-/// On a Zen 3 core that shared its caches with other work, 4096 columns, in 10^9 weights per
-/// second: 7 bits by shuffle 2.3, by reads 2.1, by gather instructions 1.4; 8 bits 1.3, 2.0
-/// and 1.4.
+/// On a Zen 3 core whose other thread was busy, 10^9 weights per second by permute and by shuffle:
+/// 3 bits 8.2 and 8.7 (its permutations across the halves of a register take two steps). The three
+/// bytes of floats instead of the two of fp16, with a tree of blends over the tables, gave 6.2 at 4
+/// bits (now 8.2), 4.7 (6.3) at 5, 3.1 (4.6) at 6 and 1.9 (3.2) at 7; reading the table entry by
+/// entry 1.7 (2.1) at 8.
 constexpr avx2_lookup avx2_lookup_for(int bits) {
-  return bits <= 3 ? avx2_lookup::permute : bits <= 7 ? avx2_lookup::shuffle : avx2_lookup::read;
+  return bits <= 2 ? avx2_lookup::permute : avx2_lookup::shuffle;
 }
 
-/// A transposition of the 4 x 4 bit square in every nibble: bit j of the nibbles of `r_i` goes to
-/// bit i of the nibbles of `r_j`.
-BL_AVX2_INLINE void transpose_nibbles(__m256i& r0, __m256i& r1, __m256i& r2, __m256i& r3) {
+/// One step of a transposition: the bits of `a` at `mask` << `Shift` change places with those of
+/// `b` at `mask`.
+template <int Shift>
+BL_AVX2_INLINE void swap_bits(__m256i& a, __m256i& b, __m256i mask) {
+  const __m256i t = _mm256_and_si256(_mm256_xor_si256(_mm256_srli_epi32(a, Shift), b), mask);
+  b = _mm256_xor_si256(b, t);
+  // Additions have twice the throughput of shifts.
+  a = _mm256_xor_si256(a, Shift == 1 ? _mm256_add_epi32(t, t) : _mm256_slli_epi32(t, Shift));
+}
+
+/// `Planes` planes (1..4), least significant first, to nibbles: nibble i of `r_j` gets the bits of
+/// column 4 * i + j. The bits of a nibble above the planes are zero, for fewer than four planes.
+template <int Planes>
+BL_AVX2_INLINE void nibbles(const __m256i* plane, __m256i (&r)[4]) {
   const __m256i even = _mm256_set1_epi32(0x55555555), low = _mm256_set1_epi32(0x33333333);
-  __m256i t = _mm256_and_si256(_mm256_xor_si256(_mm256_srli_epi32(r0, 1), r1), even);
-  r1 = _mm256_xor_si256(r1, t);
-  r0 = _mm256_xor_si256(r0, _mm256_slli_epi32(t, 1));
-  t = _mm256_and_si256(_mm256_xor_si256(_mm256_srli_epi32(r2, 1), r3), even);
-  r3 = _mm256_xor_si256(r3, t);
-  r2 = _mm256_xor_si256(r2, _mm256_slli_epi32(t, 1));
-  t = _mm256_and_si256(_mm256_xor_si256(_mm256_srli_epi32(r0, 2), r2), low);
-  r2 = _mm256_xor_si256(r2, t);
-  r0 = _mm256_xor_si256(r0, _mm256_slli_epi32(t, 2));
-  t = _mm256_and_si256(_mm256_xor_si256(_mm256_srli_epi32(r1, 2), r3), low);
-  r3 = _mm256_xor_si256(r3, t);
-  r1 = _mm256_xor_si256(r1, _mm256_slli_epi32(t, 2));
+  if constexpr (Planes == 1) {
+    const __m256i ones = _mm256_set1_epi32(0x11111111);
+    r[0] = _mm256_and_si256(plane[0], ones);
+    r[1] = _mm256_and_si256(_mm256_srli_epi32(plane[0], 1), ones);
+    r[2] = _mm256_and_si256(_mm256_srli_epi32(plane[0], 2), ones);
+    r[3] = _mm256_and_si256(_mm256_srli_epi32(plane[0], 3), ones);
+  } else if constexpr (Planes == 2) {
+    __m256i a = plane[0], b = plane[1];
+    swap_bits<1>(a, b, even);
+    r[0] = _mm256_and_si256(a, low);
+    r[1] = _mm256_and_si256(b, low);
+    r[2] = _mm256_and_si256(_mm256_srli_epi32(a, 2), low);
+    r[3] = _mm256_and_si256(_mm256_srli_epi32(b, 2), low);
+  } else {
+    r[0] = plane[0], r[1] = plane[1], r[2] = plane[2];
+    swap_bits<1>(r[0], r[1], even);
+    if constexpr (Planes == 3) {
+      r[3] = _mm256_and_si256(_mm256_srli_epi32(r[2], 1), even);
+      r[2] = _mm256_and_si256(r[2], even);
+    } else {
+      r[3] = plane[3];
+      swap_bits<1>(r[2], r[3], even);
+    }
+    swap_bits<2>(r[0], r[2], low);
+    swap_bits<2>(r[1], r[3], low);
+  }
 }
 
-/// Stores four registers so that the four elements of a word are neighbours: word w < 4 starts at
-/// 8 * w, word w + 4 at 8 * w + 4.
-BL_AVX2_INLINE void store_by_word(std::uint32_t* out, __m256i r0, __m256i r1, __m256i r2,
-                                  __m256i r3) {
-  const __m256i a = _mm256_unpacklo_epi32(r0, r1), b = _mm256_unpackhi_epi32(r0, r1);
-  const __m256i c = _mm256_unpacklo_epi32(r2, r3), d = _mm256_unpackhi_epi32(r2, r3);
-  __m256i* to = reinterpret_cast<__m256i*>(out);
-  _mm256_store_si256(to, _mm256_unpacklo_epi64(a, c));
-  _mm256_store_si256(to + 1, _mm256_unpackhi_epi64(a, c));
-  _mm256_store_si256(to + 2, _mm256_unpacklo_epi64(b, d));
-  _mm256_store_si256(to + 3, _mm256_unpackhi_epi64(b, d));
-}
-
-constexpr int by_word(int w) { return w % 4 * 8 + w / 4 * 4; }
+/// Makes a value opaque to the compiler, for chains that it would otherwise turn into more terms
+/// than there are registers.
+BL_AVX2_INLINE void as_written(__m256i& v) { asm("" : "+x"(v)); }
 
 /// Words of one row on their way to weights.
 /// @tparam Bits precision to read, 1..8
 template <int Bits, avx2_lookup How = avx2_lookup_for(Bits)>
 struct avx2_decoder {
   static_assert(Bits >= 1 && Bits <= 8, "codes have 1 to 8 bits");
-  static_assert(How != avx2_lookup::permute || Bits <= 3, "a register holds 8 floats");
-  static_assert(How != avx2_lookup::shuffle || Bits >= 4, "a table of bytes has 16 entries");
-  static_assert(How != avx2_lookup::read || Bits > 4, "shorter codes have faster ways");
+  static_assert(How != avx2_lookup::permute || Bits <= 2, "an in-lane permutation takes 4 floats");
+  static_assert(How != avx2_lookup::shuffle || Bits >= 3, "shorter codes have faster ways");
 
-  static constexpr int high_bits = Bits > 4 ? Bits - 4 : 0;  ///< above the low nibble of a code
-  static constexpr int tables = 1 << high_bits;              ///< of 16 entries each
+  static constexpr int tables = Bits > 4 ? 1 << (Bits - 4) : 1;  ///< of 16 entries each
   static constexpr int words_at_once = 8;
+  /// Whether code for eight words at a time, without a loop over them, is faster.
+  static constexpr bool whole_chunks = How == avx2_lookup::shuffle;
 
   /// The table of one row and column group, ready for lookups.
   struct permute_table {
     __m256 values;
   };
+  /// Entry e of table i: the low and the high byte of its fp16 value, each combined by xor with
+  /// that of table i - 1 (but see `first_of_chain`).
   struct shuffle_table {
-    __m256i byte[tables][3];  ///< bytes 1, 2 and 3 of the floats, the same in both halves
+    alignas(16) std::uint8_t low[tables][16];
+    alignas(16) std::uint8_t high[tables][16];
   };
-  struct read_table {
-    alignas(32) float values[1 << Bits];
-  };
-  using table = std::conditional_t<
-      How == avx2_lookup::permute, permute_table,
-      std::conditional_t<How == avx2_lookup::shuffle, shuffle_table, read_table>>;
+  using table = std::conditional_t<How == avx2_lookup::permute, permute_table, shuffle_table>;
 
-  /// Eight words, transposed. For permute: registers of nibbles, nibble i of word w in register j
-  /// being column 4 * i + j (at 1 and 2 bits, fewer registers serve all j by shifts). Else the same
-  /// stored by word, for the low and the high nibbles of the codes.
-  struct nibble_chunk {
-    alignas(32) std::uint32_t low[32];
-    alignas(32) std::uint32_t high[32];
+  /// Eight words, transposed. 1 bit: as they are. 2 bits: pair i of word w is column 2i in
+  /// words[w], 2i + 1 in words[w + 8].
+  struct code_chunk {
+    alignas(32) std::uint32_t words[2 * words_at_once];
   };
-  /// For read: the weights already.
-  struct value_chunk {
-    alignas(32) float values[32 * words_at_once];
+  /// Eight words as fp16 values. Register j of the crossed word w is at half_at(w, j).
+  struct half_chunk {
+    alignas(32) std::uint16_t values[32 * words_at_once];
   };
-  using chunk = std::conditional_t<How == avx2_lookup::read, value_chunk, nibble_chunk>;
+  using chunk = std::conditional_t<How == avx2_lookup::permute, code_chunk, half_chunk>;
 
   /// @param entries 2^Bits values
   BL_AVX2_INLINE static void load(table& t, const fp16_t* entries) {
@@ -116,12 +127,21 @@ struct avx2_decoder {
       for (int i = 0; i < 8; i += 1 << Bits)
         std::memcpy(eight + i, entries, sizeof(fp16_t) << Bits);
       t.values = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(eight)));
-    } else if constexpr (How == avx2_lookup::shuffle) {
-      for (int i = 0; i < tables; ++i) load_bytes(t.byte[i], entries + 16 * i);
     } else {
-      for (int i = 0; i < 1 << Bits; i += 8) {
-        const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(entries + i));
-        _mm256_store_ps(t.values + i, _mm256_cvtph_ps(h));
+      __m128i low_before = _mm_setzero_si128(), high_before = low_before;
+      for (int i = 0; i < tables; ++i) {
+        const __m128i* from = reinterpret_cast<const __m128i*>(entries + 16 * i);
+        const __m128i a = _mm_loadu_si128(from);
+        const __m128i b = Bits > 3 ? _mm_loadu_si128(from + 1) : a;
+        const __m128i ff = _mm_set1_epi16(0xff);
+        const __m128i low = _mm_packus_epi16(_mm_and_si128(a, ff), _mm_and_si128(b, ff));
+        const __m128i high = _mm_packus_epi16(_mm_srli_epi16(a, 8), _mm_srli_epi16(b, 8));
+        const bool first = first_of_chain(i);
+        _mm_store_si128(reinterpret_cast<__m128i*>(t.low[i]),
+                        first ? low : _mm_xor_si128(low, low_before));
+        _mm_store_si128(reinterpret_cast<__m128i*>(t.high[i]),
+                        first ? high : _mm_xor_si128(high, high_before));
+        low_before = low, high_before = high;
       }
     }
   }
@@ -129,162 +149,149 @@ struct avx2_decoder {
   /// Takes in `count` (1..8) words of a row, from `word` on.
   BL_AVX2_INLINE static void load(chunk& c, const table& t, const bitplane_view& w, int row,
                                   int word, int count) {
-    if constexpr (How == avx2_lookup::read) {
-      nibble_chunk nibbles_only;
-      transpose(nibbles_only, w, row, word, count);
-      read_values(c, nibbles_only, t, count);
-    } else {
-      static_cast<void>(t);
-      transpose(c, w, row, word, count);
-    }
-  }
-
-  /// The 32 weights of word `w` of the chunk, crossed.
-  BL_AVX2_INLINE static void values(const chunk& c, int w, const table& t, __m256& v0, __m256& v1,
-                                    __m256& v2, __m256& v3) {
-    if constexpr (How == avx2_lookup::permute) {
-      const std::uint32_t* q = c.low + w;
-      if constexpr (Bits == 1) {
-        v0 = pick<0>(q, t), v1 = pick<1>(q, t), v2 = pick<2>(q, t), v3 = pick<3>(q, t);
-      } else if constexpr (Bits == 2) {
-        v0 = pick<0>(q, t), v1 = pick<0>(q + 8, t), v2 = pick<2>(q, t), v3 = pick<2>(q + 8, t);
-      } else {
-        v0 = pick<0>(q, t), v1 = pick<0>(q + 8, t);
-        v2 = pick<0>(q + 16, t), v3 = pick<0>(q + 24, t);
-      }
-    } else if constexpr (How == avx2_lookup::shuffle) {
-      const __m256i low = _mm256_and_si256(nibbles(c.low, w), _mm256_set1_epi8(15));
-      __m256i high = _mm256_setzero_si256();
-      if constexpr (Bits > 4) high = nibbles(c.high, w);
-      const __m256i zero = _mm256_setzero_si256();
-      const __m256i byte1 = pick_byte(t, 0, low, high), byte2 = pick_byte(t, 1, low, high),
-                    byte3 = pick_byte(t, 2, low, high);
-      const __m256i lower_a = _mm256_unpacklo_epi8(zero, byte1),
-                    lower_b = _mm256_unpackhi_epi8(zero, byte1),
-                    upper_a = _mm256_unpacklo_epi8(byte2, byte3),
-                    upper_b = _mm256_unpackhi_epi8(byte2, byte3);
-      v0 = _mm256_castsi256_ps(_mm256_unpacklo_epi16(lower_a, upper_a));
-      v1 = _mm256_castsi256_ps(_mm256_unpackhi_epi16(lower_a, upper_a));
-      v2 = _mm256_castsi256_ps(_mm256_unpacklo_epi16(lower_b, upper_b));
-      v3 = _mm256_castsi256_ps(_mm256_unpackhi_epi16(lower_b, upper_b));
-    } else {
-      static_cast<void>(t);
-      const float* at = c.values + 32 * w;
-      v0 = _mm256_load_ps(at), v1 = _mm256_load_ps(at + 8);
-      v2 = _mm256_load_ps(at + 16), v3 = _mm256_load_ps(at + 24);
-    }
-  }
-
- private:
-  BL_AVX2_INLINE static void transpose(nibble_chunk& c, const bitplane_view& w, int row, int word,
-                                       int count) {
-    __m256i plane[Bits];
+    __m256i plane[Bits];  // least significant first
     if (count == words_at_once) {
       for (int p = 0; p < Bits; ++p)
-        plane[p] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w.row(p, row) + word));
+        plane[Bits - 1 - p] =
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w.row(p, row) + word));
     } else {
       const __m256i wanted =
           _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
       for (int p = 0; p < Bits; ++p)
-        plane[p] =
+        plane[Bits - 1 - p] =
             _mm256_maskload_epi32(reinterpret_cast<const int*>(w.row(p, row) + word), wanted);
     }
-    __m256i* out = reinterpret_cast<__m256i*>(c.low);
-    if constexpr (Bits == 1) {
-      _mm256_store_si256(out, plane[0]);
-    } else if constexpr (Bits == 2) {
-      const __m256i even = _mm256_set1_epi32(0x55555555);
-      const __m256i t =
-          _mm256_and_si256(_mm256_xor_si256(_mm256_srli_epi32(plane[1], 1), plane[0]), even);
-      _mm256_store_si256(out, _mm256_xor_si256(plane[1], _mm256_slli_epi32(t, 1)));
-      _mm256_store_si256(out + 1, _mm256_xor_si256(plane[0], t));
-    } else if constexpr (Bits == 3) {
-      __m256i r0 = plane[2], r1 = plane[1], r2 = plane[0], r3 = _mm256_setzero_si256();
-      transpose_nibbles(r0, r1, r2, r3);
-      _mm256_store_si256(out, r0);
-      _mm256_store_si256(out + 1, r1);
-      _mm256_store_si256(out + 2, r2);
-      _mm256_store_si256(out + 3, r3);
+    if constexpr (How == avx2_lookup::permute) {
+      static_cast<void>(t);
+      __m256i* out = reinterpret_cast<__m256i*>(c.words);
+      if constexpr (Bits == 1) {
+        _mm256_store_si256(out, plane[0]);
+      } else {
+        swap_bits<1>(plane[0], plane[1], _mm256_set1_epi32(0x55555555));
+        _mm256_store_si256(out, plane[0]);
+        _mm256_store_si256(out + 1, plane[1]);
+      }
     } else {
-      __m256i r0 = plane[Bits - 1], r1 = plane[Bits - 2], r2 = plane[Bits - 3],
-              r3 = plane[Bits - 4];
-      transpose_nibbles(r0, r1, r2, r3);
-      store_by_word(c.low, r0, r1, r2, r3);
-    }
-    if constexpr (Bits > 4) {
-      const __m256i none = _mm256_setzero_si256();
-      __m256i r0 = plane[high_bits - 1], r1 = none, r2 = none, r3 = none;
-      if constexpr (Bits > 5) r1 = plane[high_bits - 2];
-      if constexpr (Bits > 6) r2 = plane[high_bits - 3];
-      if constexpr (Bits > 7) r3 = plane[high_bits - 4];
-      transpose_nibbles(r0, r1, r2, r3);
-      store_by_word(c.high, r0, r1, r2, r3);
+      const __m256i nibble = _mm256_set1_epi8(15);
+      __m256i low[4], high[4];
+      nibbles<(Bits < 4 ? Bits : 4)>(plane, low);
+      if constexpr (Bits > 4) nibbles<Bits - 4>(plane + 4, high);
+      // Bytes of columns 8b + j and 8b + 4 + j for words 0, 1, 4, 5, then for 2, 3, 6, 7.
+      alignas(32) __m256i codes[10];
+      for (int j = 0; j < 4; ++j) {
+        __m256i even = low[j], odd;
+        if constexpr (Bits == 3) {  // bit 7 is zero already, bits 4 to 6 do not matter
+          odd = _mm256_srli_epi16(even, 4);
+        } else if constexpr (Bits == 4) {
+          odd = _mm256_and_si256(_mm256_srli_epi16(even, 4), nibble);
+          even = _mm256_and_si256(even, nibble);
+        } else {
+          odd = high[j];
+          swap_bits<4>(even, odd, nibble);
+        }
+        codes[2 * j] = _mm256_unpacklo_epi32(even, odd);
+        codes[2 * j + 1] = _mm256_unpackhi_epi32(even, odd);
+      }
+      // The lookups are many dependent steps: each pair is fetched before those of the pair before
+      // it, and from memory, so that a step never waits for the transposition.
+      codes[8] = codes[9] = codes[0];
+      asm("" : "+m"(codes));
+      __m256i first = codes[0], second = codes[1];
+      for (int j = 0; j < 4; ++j) {
+        __m256i next_first = codes[2 * j + 2], next_second = codes[2 * j + 3];
+        as_written(next_first), as_written(next_second);
+        __m256i first_high, second_high;
+        look_up(t, first, first_high, second, second_high);
+        std::uint16_t* out = c.values + half_at(0, j);
+        store(out, _mm256_unpacklo_epi8(first, first_high));                    // words 0 and 4
+        store(out + half_at(1, 0), _mm256_unpackhi_epi8(first, first_high));    // 1 and 5
+        store(out + half_at(2, 0), _mm256_unpacklo_epi8(second, second_high));  // 2 and 6
+        store(out + half_at(3, 0), _mm256_unpackhi_epi8(second, second_high));  // 3 and 7
+        first = next_first, second = next_second;
+      }
     }
   }
 
-  // The shifts that bring columns 4 * i + j of a word of nibbles to the bottom of element (h, b),
-  // where i = 2 * b + h.
+  /// Register `j` (0..3) of the 32 weights of word `w` of the chunk, crossed.
+  template <int J>
+  BL_AVX2_INLINE static __m256 value(const chunk& c, int w, const table& t) {
+    if constexpr (How == avx2_lookup::permute) {
+      const std::uint32_t* q = c.words + w;
+      if constexpr (Bits == 1) return pick<J>(q, t);  // the bit above selects an equal value
+      return pick<J / 2 * 2>(q + J % 2 * 8, t);
+    } else {
+      static_cast<void>(t);
+      return _mm256_cvtph_ps(
+          _mm_load_si128(reinterpret_cast<const __m128i*>(c.values + half_at(w, J))));
+    }
+  }
+
+  /// All four.
+  BL_AVX2_INLINE static void values(const chunk& c, int w, const table& t, __m256& v0, __m256& v1,
+                                    __m256& v2, __m256& v3) {
+    v0 = value<0>(c, w, t), v1 = value<1>(c, w, t);
+    v2 = value<2>(c, w, t), v3 = value<3>(c, w, t);
+  }
+
+ private:
+  static constexpr int half_at(int w, int j) { return (w % 4 * 4 + j) * 16 + w / 4 * 8; }
+  static constexpr bool first_of_chain(int table) { return table % 8 == 0; }
+
+  BL_AVX2_INLINE static void store(std::uint16_t* to, __m256i v) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(to), v);
+  }
+  BL_AVX2_INLINE static __m256i entries(const std::uint8_t (&bytes)[16]) {
+    return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes)));
+  }
+
+  // Codes to the low and the high bytes of their values, two registers together so that they share
+  // the loads of the tables. A shuffle gives zero where bit 7 of the index is set, so that with an
+  // index of code - 16 * i table i answers for codes from 16 * i on (up to 127): as a table holds
+  // the difference to the one before, the xor of all answers is the value. Two chains of eight
+  // tables are 8 bits.
+  BL_AVX2_INLINE static void look_up(const shuffle_table& t, __m256i& a, __m256i& a_high,
+                                     __m256i& b, __m256i& b_high) {
+    const __m256i a_code = a, b_code = b, sixteen = _mm256_set1_epi8(16);
+    __m256i a_index = a, b_index = b;
+    if constexpr (Bits == 8) {
+      a_index = _mm256_and_si256(a, _mm256_set1_epi8(0x7f));
+      b_index = _mm256_and_si256(b, _mm256_set1_epi8(0x7f));
+    }
+    constexpr int chains = Bits == 8 ? 2 : 1, length = tables / chains;
+    __m256i al[chains], ah[chains], bl[chains], bh[chains];
+    for (int i = 0; i < length; ++i) {
+      for (int k = 0; k < chains; ++k) {
+        const __m256i low = entries(t.low[k * length + i]), high = entries(t.high[k * length + i]);
+        const __m256i a0 = _mm256_shuffle_epi8(low, a_index),
+                      a1 = _mm256_shuffle_epi8(high, a_index),
+                      b0 = _mm256_shuffle_epi8(low, b_index),
+                      b1 = _mm256_shuffle_epi8(high, b_index);
+        al[k] = i == 0 ? a0 : _mm256_xor_si256(al[k], a0);
+        ah[k] = i == 0 ? a1 : _mm256_xor_si256(ah[k], a1);
+        bl[k] = i == 0 ? b0 : _mm256_xor_si256(bl[k], b0);
+        bh[k] = i == 0 ? b1 : _mm256_xor_si256(bh[k], b1);
+        as_written(al[k]), as_written(ah[k]), as_written(bl[k]), as_written(bh[k]);
+      }
+      a_index = _mm256_sub_epi8(a_index, sixteen);
+      b_index = _mm256_sub_epi8(b_index, sixteen);
+      as_written(a_index), as_written(b_index);
+    }
+    a = al[0], a_high = ah[0], b = bl[0], b_high = bh[0];
+    if constexpr (Bits == 8) {
+      a = _mm256_blendv_epi8(al[0], al[1], a_code),
+      a_high = _mm256_blendv_epi8(ah[0], ah[1], a_code);
+      b = _mm256_blendv_epi8(bl[0], bl[1], b_code),
+      b_high = _mm256_blendv_epi8(bh[0], bh[1], b_code);
+    }
+  }
+
+  // The shifts that bring columns 4i + j to the bottom of element (h, b), where i = 2 * b + h.
   template <int Extra>
-  BL_AVX2_INLINE static __m256 pick(const std::uint32_t* word, const table& t) {
+  BL_AVX2_INLINE static __m256 pick(const std::uint32_t* word, const permute_table& t) {
     const __m256i shift = _mm256_setr_epi32(Extra, 8 + Extra, 16 + Extra, 24 + Extra, 4 + Extra,
                                             12 + Extra, 20 + Extra, 28 + Extra);
     const __m256i index = _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(*word)), shift);
-    // The in-lane form reads two bits of each index and is half the work on AMD.
-    if constexpr (Bits <= 2) return _mm256_permutevar_ps(t.values, index);
-    return _mm256_permutevar8x32_ps(t.values, index);
-  }
-
-  // Bytes 4 * j + b of the word in both halves, the wanted nibble at the bottom (above it, junk).
-  BL_AVX2_INLINE static __m256i nibbles(const std::uint32_t* words, int w) {
-    const __m128i sixteen = _mm_load_si128(reinterpret_cast<const __m128i*>(words + by_word(w)));
-    return _mm256_srlv_epi32(_mm256_broadcastsi128_si256(sixteen),
-                             _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4));
-  }
-
-  BL_AVX2_INLINE static __m256i pick_byte(const shuffle_table& t, int byte, __m256i low,
-                                          __m256i high) {
-    __m256i v[tables];
-    for (int i = 0; i < tables; ++i) v[i] = _mm256_shuffle_epi8(t.byte[i][byte], low);
-    for (int b = 0; b < high_bits; ++b) {
-      const __m256i mask = _mm256_slli_epi16(high, 7 - b);  // blends look at the top bit of a byte
-      for (int i = 0; i < tables >> (b + 1); ++i)
-        v[i] = _mm256_blendv_epi8(v[2 * i], v[2 * i + 1], mask);
-    }
-    return v[0];
-  }
-
-  BL_AVX2_INLINE static void read_values(value_chunk& out, const nibble_chunk& c, const table& t,
-                                         int count) {
-    // All words first: a byte read back at once would wait for the store of its register.
-    alignas(32) std::uint8_t codes[32 * words_at_once];
-    for (int w = 0; w < count; ++w) {
-      const __m256i low = _mm256_and_si256(nibbles(c.low, w), _mm256_set1_epi8(15));
-      const __m256i high = _mm256_and_si256(nibbles(c.high, w), _mm256_set1_epi8(15));
-      const __m256i code = _mm256_or_si256(low, _mm256_slli_epi16(high, 4));
-      // Four bytes of each half make one register of weights.
-      const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-      _mm256_store_si256(reinterpret_cast<__m256i*>(codes + 32 * w),
-                         _mm256_permutevar8x32_epi32(code, order));
-    }
-    for (int i = 0; i < 32 * count; i += 8) {
-      std::uint64_t eight;
-      std::memcpy(&eight, codes + i, sizeof eight);
-      for (int k = 0; k < 8; ++k) out.values[i + k] = t.values[eight >> (8 * k) & 0xff];
-    }
-  }
-
-  // Sixteen fp16 values to bytes 1, 2 and 3 of their floats.
-  BL_AVX2_INLINE static void load_bytes(__m256i (&byte)[3], const fp16_t* entries) {
-    const __m128i* h = reinterpret_cast<const __m128i*>(entries);
-    const __m256i a = _mm256_castps_si256(_mm256_cvtph_ps(_mm_loadu_si128(h)));
-    const __m256i b = _mm256_castps_si256(_mm256_cvtph_ps(_mm_loadu_si128(h + 1)));
-    const __m256i ff = _mm256_set1_epi32(0xff);
-    for (int k = 0; k < 3; ++k) {
-      const __m256i ak = _mm256_and_si256(_mm256_srli_epi32(a, 8 * (k + 1)), ff);
-      const __m256i bk = _mm256_and_si256(_mm256_srli_epi32(b, 8 * (k + 1)), ff);
-      const __m256i pairs = _mm256_permute4x64_epi64(_mm256_packus_epi32(ak, bk), 0xd8);
-      byte[k] = _mm256_permute4x64_epi64(_mm256_packus_epi16(pairs, pairs), 0x88);
-    }
+    return _mm256_permutevar_ps(t.values, index);  // looks at two bits of each index
   }
 };
 

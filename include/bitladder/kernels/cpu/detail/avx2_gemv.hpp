@@ -43,6 +43,28 @@ BL_AVX2 inline void cross_vector(const float* x, int count, float* out) {
   }
 }
 
+/// Adds the products of `Count` words of a chunk, from word `First` on, to the lanes of the rows.
+/// @param xs the crossed x of word 0 of the chunk
+template <int First, int Count, class Decoder, int Rows>
+BL_AVX2_INLINE void add_words(const typename Decoder::chunk (&c)[Rows],
+                              const typename Decoder::table (&t)[Rows], const float* xs,
+                              __m256 (&sum)[Rows][4]) {
+  if constexpr (Count > 0) {
+    const float* at = xs + 32 * First;
+    const __m256 x0 = _mm256_load_ps(at), x1 = _mm256_load_ps(at + 8), x2 = _mm256_load_ps(at + 16),
+                 x3 = _mm256_load_ps(at + 24);
+    for (int i = 0; i < Rows; ++i) {
+      __m256 v0, v1, v2, v3;
+      Decoder::values(c[i], First, t[i], v0, v1, v2, v3);
+      sum[i][0] = _mm256_fmadd_ps(v0, x0, sum[i][0]);
+      sum[i][1] = _mm256_fmadd_ps(v1, x1, sum[i][1]);
+      sum[i][2] = _mm256_fmadd_ps(v2, x2, sum[i][2]);
+      sum[i][3] = _mm256_fmadd_ps(v3, x3, sum[i][3]);
+    }
+    add_words<First + 1, Count - 1, Decoder>(c, t, xs, sum);
+  }
+}
+
 /// `Rows` rows at once. Column groups are whole words.
 /// @param crossed x after cross_vector
 template <int Bits, int Rows>
@@ -59,34 +81,39 @@ BL_AVX2_INLINE void gemv_block_avx2(const bitplane_view& w, const codebook_view&
   for (int group = 0; group < groups; ++group) {
     typename decoder::table table[Rows];
     for (int i = 0; i < Rows; ++i) decoder::load(table[i], tables.table(row + i, group));
-    const int end = (group + 1) * group_words;
-    for (int word = group * group_words; word < end; word += decoder::words_at_once) {
+    int word = group * group_words;
+    const int end = word + group_words, last = end < whole_words ? end : whole_words;
+    for (; decoder::whole_chunks && word + decoder::words_at_once <= last;
+         word += decoder::words_at_once) {
+      const float* xs = crossed + 32 * static_cast<std::ptrdiff_t>(word);
+      typename decoder::chunk chunk[Rows];
+      for (int i = 0; i < Rows; ++i)
+        decoder::load(chunk[i], table[i], w, row + i, word, decoder::words_at_once);
+      add_words<0, decoder::words_at_once, decoder>(chunk, table, xs, sum);
+    }
+    for (; word < end; word += decoder::words_at_once) {
       const int count = end - word < decoder::words_at_once ? end - word : decoder::words_at_once;
       typename decoder::chunk chunk[Rows];
       for (int i = 0; i < Rows; ++i) decoder::load(chunk[i], table[i], w, row + i, word, count);
-      const int whole = whole_words - word < count ? whole_words - word : count;
-      for (int k = 0; k < whole; ++k) {
+      int k = 0;
+      for (; k < count && word + k < last; ++k) {
         const float* xs = crossed + 32 * static_cast<std::ptrdiff_t>(word + k);
-        const __m256 x0 = _mm256_load_ps(xs), x1 = _mm256_load_ps(xs + 8),
-                     x2 = _mm256_load_ps(xs + 16), x3 = _mm256_load_ps(xs + 24);
         for (int i = 0; i < Rows; ++i) {
-          __m256 v0, v1, v2, v3;
-          decoder::values(chunk[i], k, table[i], v0, v1, v2, v3);
-          sum[i][0] = _mm256_fmadd_ps(v0, x0, sum[i][0]);
-          sum[i][1] = _mm256_fmadd_ps(v1, x1, sum[i][1]);
-          sum[i][2] = _mm256_fmadd_ps(v2, x2, sum[i][2]);
-          sum[i][3] = _mm256_fmadd_ps(v3, x3, sum[i][3]);
+          __m256 v[4];
+          decoder::values(chunk[i], k, table[i], v[0], v[1], v[2], v[3]);
+          for (int j = 0; j < 4; ++j)
+            sum[i][j] = _mm256_fmadd_ps(v[j], _mm256_load_ps(xs + 8 * j), sum[i][j]);
         }
       }
-      if (whole == count) continue;
+      if (k == count) continue;
       // The last word of a ragged row: lanes beyond the end get the padding weight.
-      const float* xs = crossed + 32 * static_cast<std::ptrdiff_t>(word + whole);
+      const float* xs = crossed + 32 * static_cast<std::ptrdiff_t>(word + k);
       alignas(32) float keep[32];  // sign bit set in the lanes that count, natural arrangement
       for (int l = 0; l < 32; ++l) keep[l] = l < w.cols() % 32 ? -0.0f : 0.0f;
       cross_vector(keep, 32, keep);
       for (int i = 0; i < Rows; ++i) {
         __m256 v[4];
-        decoder::values(chunk[i], whole, table[i], v[0], v[1], v[2], v[3]);
+        decoder::values(chunk[i], k, table[i], v[0], v[1], v[2], v[3]);
         for (int j = 0; j < 4; ++j) {
           const __m256 kept =
               _mm256_blendv_ps(_mm256_set1_ps(padding_weight), v[j], _mm256_load_ps(keep + 8 * j));
@@ -105,9 +132,8 @@ BL_AVX2_INLINE void gemv_block_avx2(const bitplane_view& w, const codebook_view&
 template <int Bits>
 BL_AVX2 void gemv_rows_avx2(const bitplane_view& w, const codebook_view& tables,
                             const float* crossed, float* y, int begin, int end) {
-  // Two rows share the loads of x and fill the gaps between dependent sums; wider tables would not
-  // fit the registers twice.
-  constexpr int rows = Bits <= 3 ? 2 : 1;
+  // Two rows share the loads of x and fill the gaps between dependent sums.
+  constexpr int rows = 2;
   int r = begin;
   for (; r + rows <= end; r += rows) gemv_block_avx2<Bits, rows>(w, tables, crossed, y, r);
   for (; r < end; ++r) gemv_block_avx2<Bits, 1>(w, tables, crossed, y, r);
