@@ -73,6 +73,8 @@ set(BL_IO_HEADERS
   include/bitladder/io/safetensors_plan.hpp
   include/bitladder/io/safetensors_set.hpp
   include/bitladder/io/safetensors_writer.hpp
+  include/bitladder/io/squeezellm_checkpoint.hpp
+  include/bitladder/io/squeezellm_layout.hpp
   include/bitladder/io/tensor_info.hpp
   include/bitladder/io/torch_file.hpp
   include/bitladder/io/torch_writer.hpp

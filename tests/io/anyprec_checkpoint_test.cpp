@@ -170,6 +170,66 @@ TEST_CASE("both containers are written and read back bit for bit, ties kept wher
   }
 }
 
+TEST_CASE("words made by moving bytes, as the published packer does, are read and written") {
+  for (int cols : {32, 96, 1056, 4096, 11008}) {
+    for (int planes : {3, 4, 8}) {
+      CAPTURE(cols);
+      CAPTURE(planes);
+      constexpr int rows = 3;
+      const std::size_t row_bytes = static_cast<std::size_t>(cols) / 8;
+      // First column of eight in the top bit; byte j of a block of 4T bytes to slot
+      // 4 (j mod T) + ((j div T) xor 3).
+      std::string words;
+      for (int p = 0; p < planes; ++p)
+        for (int r = 0; r < rows; ++r) {
+          std::string row(row_bytes, '\0');
+          for (std::size_t begin = 0; begin < row_bytes; begin += 128) {
+            const std::size_t size = std::min<std::size_t>(128, row_bytes - begin) / 4;
+            for (std::size_t j = 0; j < 4 * size; ++j) {
+              int byte = 0;
+              for (int i = 0; i < 8; ++i)
+                byte = 2 * byte + (golden_code(r, static_cast<int>(8 * (begin + j)) + i, planes) >>
+                                       (planes - 1 - p) &
+                                   1);
+              row[begin + 4 * (j % size) + (j / size ^ 3u)] = static_cast<char>(byte);
+            }
+          }
+          words += row;
+        }
+      temporary_folder folder;
+      fs::create_directories(folder / "made");
+      nlohmann::ordered_json config =
+          bl::read_json<nlohmann::ordered_json>(golden(planes) / "config.json");
+      config["anyprec"]["arch_config"]["module_names"] = {"mlp.up"};
+      support::write_all(folder / "made" / "config.json", config.dump());
+      bl::torch_plan plan;
+      plan.add(up + ".qweight", bl::dtype::i32, {planes, rows, cols / 32});
+      for (int b = 3; b <= planes; ++b)
+        plan.add(up + ".lut" + std::to_string(b), bl::dtype::f16, {rows, 1 << b});
+      bl::torch_writer writer(folder / "made" / "pytorch_model.bin", plan);
+      writer.write(up + ".qweight", words.data(), words.size());
+      for (int b = 3; b <= planes; ++b) {
+        std::vector<bl::fp16_t> table;
+        for (int r = 0; r < rows; ++r)
+          for (int i = 0; i < 1 << b; ++i) table.push_back(bl::to_fp16(golden_entry(r, b, i)));
+        writer.write(up + ".lut" + std::to_string(b), table.data(), 2 * table.size());
+      }
+      writer.commit();
+      const anyprec_checkpoint made(folder / "made");
+      require_golden(made);
+      for (anyprec_container kind : {anyprec_container::torch, anyprec_container::safetensors}) {
+        const fs::path copy = folder / ("copy" + std::to_string(static_cast<int>(kind)));
+        bl::copy_anyprec(made, copy, kind);
+        const anyprec_checkpoint again(copy);
+        const auto bytes = again.bytes(up + ".qweight");
+        REQUIRE(bytes.size() == words.size());
+        CHECK(std::memcmp(bytes.data(), words.data(), words.size()) == 0);
+        require_same(made, again);
+      }
+    }
+  }
+}
+
 TEST_CASE("a quantized matrix of ours becomes such a checkpoint") {
   support::random random(45);
   const int rows = 7, cols = 1152, planes = 5;
