@@ -9,7 +9,8 @@ TEXT.txt is any English text of a few hundred kB; the tokenizers are trained on 
 that another text gives other files of the same worth. texts.json holds the lines as hexadecimal
 bytes (some are not UTF-8). <style>.json is a case: "base" names a tokenizer file, "patch" is a JSON
 merge patch that makes the tokenizer of it; "ids" and "decoded" go with texts.json line by line;
-"random" holds random ids and their text with and without special tokens.
+"random" holds random ids and their text with and without special tokens. canonical_forms.json holds
+strings, each with its NFC and its NFD.
 """
 
 import copy
@@ -17,6 +18,7 @@ import json
 import pathlib
 import random
 import sys
+import unicodedata
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -316,6 +318,22 @@ def cases(gpt2, llama3, llama2):
     }
 
 
+def canonical_forms():
+    """Random strings of characters that change in one of the forms or make others change."""
+    pick = random.Random(SEED)
+    nfc, nfd = normalizers.NFC(), normalizers.NFD()
+    points = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    marks = [c for c in points if unicodedata.combining(c)]
+    others = [c for c in points if nfd.normalize_str(c) != c and c < "\uac00" or 0x1100 <= ord(c) < 0x1200]
+    for number in range(300):
+        line = ""
+        for _ in range(pick.randint(1, 6)):
+            hangul = chr(pick.randrange(0xAC00, 0xD7A4))
+            line += pick.choice([pick.choice(others), hangul, nfd.normalize_str(hangul), pick.choice("aeK ")])
+            line += "".join(pick.choice(marks if number % 2 else marks[:90]) for _ in range(pick.randint(0, 3)))
+        yield [line, nfc.normalize_str(line), nfd.normalize_str(line)]
+
+
 def main():
     text = pathlib.Path(sys.argv[1]).read_text(encoding="utf-8", errors="replace")[:250_000]
     OUT.mkdir(parents=True, exist_ok=True)
@@ -340,6 +358,7 @@ def main():
     bases = {"gpt2_base": gpt2, "llama3_base": llama3, "llama2_base": llama2}
     for name, base in bases.items():
         write(name, base)
+    write("canonical_forms", list(canonical_forms()))
     write("texts", [line.hex() for line in lines()])
 
     texts = [line.decode("utf-8", errors="replace") for line in lines()]
@@ -376,4 +395,5 @@ def main():
         )
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -137,7 +137,7 @@ class added_tokens {
  private:
   static bool begins_with_word(std::string_view text) {
     static const regex word =
-        regex::from_pattern("\\A[" + std::string(unicode_word) + "\\x{200c}\\x{200d}]", "word");
+        regex::from_pattern("\\A[" + unicode_word() + "\\x{200c}\\x{200d}]", "word");
     if (text.empty()) return false;
     bool found = false;
     word.for_each_match(text.substr(0, next_code_point(text, 0).length),

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
-// What is done to text before it is split: Prepend and Replace, alone or in a Sequence, and the
-// Unicode forms for text that they leave as it is. Tested by tests/llama/tokenizer_test.cpp.
+// What is done to text before it is split: Prepend, Replace and Unicode's forms, alone or in a
+// Sequence. Tested by tests/llama/tokenizer_test.cpp.
 #pragma once
 
 #include <bitladder/core/status.hpp>
 
 #include <llama/tokenizer/json_node.hpp>
 #include <llama/tokenizer/regex.hpp>
+#include <llama/tokenizer/unicode_form.hpp>
 #include <llama/tokenizer/utf8.hpp>
 
 #include <algorithm>
-#include <array>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -45,58 +45,27 @@ struct replace {
   void operator()(std::string& s) const { s = replace_all(pattern, s, content); }
 };
 
-/// NFC, NFD, NFKC and NFKD without their tables: text that surely stays as it is passes, other
-/// text is an error, so that no wrong ids come out. Surely the same in every form is ASCII; in NFC
-/// so are the blocks listed here, which hold no combining mark and nothing that composes with one
-/// before it.
+/// NFC and NFD; NFKC and NFKD without their tables: ASCII, which they leave as it is, passes, other
+/// text is an error, so that no wrong ids come out.
 struct unicode_form {
   std::string name;  ///< "NFC", ...
 
   void operator()(std::string& s) const {
-    for (std::size_t i = 0; i < s.size();) {
-      const utf8_step step = next_code_point(s, i);
-      if (!stays(step.code_point))
-        throw bitladder::error(
-            bitladder::status::invalid_argument,
-            "the tokenizer asks for " + name + " and the text holds \"" + s.substr(i, step.length) +
-                "\", which may change under it; normalize the text before it is encoded");
-      i += step.length;
+    const auto ascii = [](char c) { return static_cast<unsigned char>(c) < 0x80; };
+    const auto other = std::find_if_not(s.begin(), s.end(), ascii);
+    if (other == s.end()) return;
+    if (name == "NFC") {
+      s = canonical_forms::get().composed(s);
+    } else if (name == "NFD") {
+      s = canonical_forms::get().decomposed(s);
+    } else {
+      const auto at = static_cast<std::size_t>(other - s.begin());
+      throw bitladder::error(
+          bitladder::status::invalid_argument,
+          "the tokenizer asks for " + name + " and the text holds \"" +
+              s.substr(at, next_code_point(s, at).length) +
+              "\", which may change under it; normalize the text before it is encoded");
     }
-  }
-
- private:
-  bool stays(char32_t c) const {
-    if (c < 0x80 || name != "NFC") return c < 0x80;
-    struct range {
-      char32_t first, last;
-    };
-    static constexpr std::array<range, 23> same_in_nfc{{
-        {0x80, 0x2FF},       // Latin
-        {0x370, 0x373},      // Greek, without the signs that have another form
-        {0x388, 0x482},      // Greek and Cyrillic
-        {0x48A, 0x590},      // Cyrillic, Armenian
-        {0x5D0, 0x60F},      // Hebrew and Arabic letters
-        {0x61B, 0x64A},      // Arabic
-        {0x660, 0x66F},      // Arabic digits
-        {0x671, 0x6D5},      // Arabic
-        {0xE01, 0xE37},      // Thai
-        {0xE3F, 0xE47},      // Thai
-        {0x1E00, 0x1EFF},    // Latin with marks
-        {0x2002, 0x20CF},    // punctuation and currency
-        {0x2100, 0x2125},    // letterlike
-        {0x212C, 0x2328},    // letterlike, numbers, arrows, mathematics
-        {0x232B, 0x2ADB},    // technical to dingbats to mathematics
-        {0x3000, 0x3029},    // Chinese and Japanese punctuation
-        {0x3030, 0x3098},    // hiragana
-        {0x309B, 0x3105},    // katakana
-        {0x3106, 0x9FFF},    // Chinese, Japanese and Korean
-        {0xAC00, 0xD7A3},    // hangul
-        {0xFE00, 0xFE0F},    // variation selectors
-        {0xFF01, 0xFFFD},    // full and half width
-        {0x1F000, 0x1FBFF},  // emoji and pictures
-    }};
-    return std::any_of(same_in_nfc.begin(), same_in_nfc.end(),
-                       [c](range r) { return c >= r.first && c <= r.last; });
   }
 };
 

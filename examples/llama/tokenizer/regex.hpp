@@ -9,10 +9,13 @@
 #ifndef PCRE2_CODE_UNIT_WIDTH
 #define PCRE2_CODE_UNIT_WIDTH 8
 #endif
+#include <llama/tokenizer/late_characters.hpp>
+
 #include <pcre2.h>
 
 #include <array>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -20,10 +23,32 @@
 
 namespace llama::tokenization {
 
+/// What this build of PCRE2 lacks of a property, as the inside of brackets; mostly nothing.
+inline std::string_view late_characters(std::string_view property) {
+  static const bool is_old = [] {
+    std::array<char, 64> version{};
+    const int size = pcre2_config(PCRE2_CONFIG_UNICODE_VERSION, nullptr);
+    if (size <= 0 || size > static_cast<int>(version.size())) return false;
+    pcre2_config(PCRE2_CONFIG_UNICODE_VERSION, version.data());
+    return std::atoi(version.data()) < 16;
+  }();
+  if (is_old)
+    for (const late_property& late : late_properties)
+      if (late.name == property) return late.characters;
+  return {};
+}
+
 /// Unicode's word characters, as the inside of brackets, from properties that every PCRE2 knows.
-inline constexpr std::string_view unicode_word =
-    R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{24b6}-\x{24e9})"
-    R"(\x{1f130}-\x{1f149}\x{1f150}-\x{1f169}\x{1f170}-\x{1f189})";
+inline const std::string& unicode_word() {
+  static const std::string word = [] {
+    std::string all =
+        R"(\p{Pc}\x{24b6}-\x{24e9}\x{1f130}-\x{1f149}\x{1f150}-\x{1f169}\x{1f170}-\x{1f189})";
+    for (const char* property : {"L", "M", "Nd", "Nl"})
+      all.append("\\p{").append(property).append("}").append(late_characters(property));
+    return all;
+  }();
+  return word;
+}
 
 /// Whether this build of PCRE2 accepts a pattern.
 inline bool compiles(const std::string& pattern) {
@@ -42,7 +67,8 @@ inline std::string to_pcre2(std::string_view pattern, const std::string& place) 
   // from 10.40 on \p{Han} takes in the characters that the script shares with others.
   constexpr std::string_view space = R"(\t-\r \x{85}\p{Z})";
   // Oniguruma's \w has six numbers of Latin-1 that Unicode does not count as word characters.
-  const std::string word = std::string(unicode_word) + R"(\x{b2}\x{b3}\x{b9}\x{bc}-\x{be})";
+  const std::string word = unicode_word() + R"(\x{b2}\x{b3}\x{b9}\x{bc}-\x{be})";
+  const std::string digit = "\\p{Nd}" + std::string(late_characters("Nd"));
   constexpr std::string_view hex = "0-9A-Fa-f";
   const auto refuse = [&](const std::string& what) {
     throw bitladder::error(
@@ -61,6 +87,7 @@ inline std::string to_pcre2(std::string_view pattern, const std::string& place) 
       const char escaped = pattern[++i];
       const std::string_view content = escaped == 's' || escaped == 'S'   ? space
                                        : escaped == 'w' || escaped == 'W' ? std::string_view(word)
+                                       : escaped == 'd' || escaped == 'D' ? std::string_view(digit)
                                        : escaped == 'h' || escaped == 'H' ? hex
                                                                           : std::string_view{};
       const bool negated = escaped >= 'A' && escaped <= 'Z';
@@ -68,9 +95,18 @@ inline std::string to_pcre2(std::string_view pattern, const std::string& place) 
           i + 1 < pattern.size() && pattern[i + 1] == '{' ? pattern.find('}', i) : 0;
       if (close != 0 && close != std::string_view::npos && std::strchr("pPxku", escaped)) {
         const std::string name(pattern.substr(i + 2, close - i - 2));
-        const std::string script = std::string{c, escaped} + "{sc:" + name + "}";
-        const bool is_script = (escaped == 'p' || escaped == 'P') && compiles(script);
-        out.append(is_script ? script : std::string{c, escaped, '{'} + name + "}");
+        const bool is_property = escaped == 'p' || escaped == 'P';
+        const bool is_script = is_property && compiles("\\p{sc:" + name + "}");
+        const std::string body = (is_script ? "{sc:" : "{") + name + "}";
+        const std::string_view late = is_property ? late_characters(name) : std::string_view();
+        // Within a class \P keeps what PCRE2 knows: a class cannot take single characters out.
+        if (late.empty() || (in_class && escaped == 'P')) {
+          out.append({c, escaped}).append(body);
+        } else if (in_class) {
+          out.append("\\p").append(body).append(late);
+        } else {
+          out.append(escaped == 'p' ? "[\\p" : "[^\\p").append(body).append(late).append("]");
+        }
         i = close;
       } else if (content.empty()) {
         out.append({c, escaped});
