@@ -17,6 +17,8 @@
 namespace cli {
 
 void add_quantize(CLI::App& app);
+void add_import(CLI::App& app);
+void add_export(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_generate(CLI::App& app);
 void add_perplexity(CLI::App& app);

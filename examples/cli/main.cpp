@@ -23,6 +23,8 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.name("bitladder");
   cli::add_quantize(app);
+  cli::add_import(app);
+  cli::add_export(app);
   cli::add_inspect(app);
   cli::add_generate(app);
   cli::add_perplexity(app);

@@ -2,6 +2,8 @@
 #include <bitladder/core/parallel.hpp>
 #include <bitladder/quantize/options.hpp>
 
+#include <llama/families.hpp>
+#include <llama/module_list.hpp>
 #include <llama/quantize_model.hpp>
 
 #include <cli/commands.hpp>
@@ -21,7 +23,7 @@ namespace cli {
 namespace {
 
 struct quantize_arguments {
-  std::string source, out, sensitivities, method = "exact", json;
+  std::string source, out, sensitivities, modules, method = "exact", rest = "keep", json;
   llama::quantize_model_options options;
   int seed_bits = 0, threads = 0;
   bool quiet = false;
@@ -48,6 +50,11 @@ void run(quantize_arguments& a) {
   a.options.kmeans.method = a.method == "exact" ? bitladder::quantize_method::exact
                                                 : bitladder::quantize_method::published;
   a.options.sensitivities = a.sensitivities;
+  a.options.rest = a.rest == "f32"    ? llama::rest_type::f32
+                   : a.rest == "f16"  ? llama::rest_type::f16
+                   : a.rest == "bf16" ? llama::rest_type::bf16
+                                      : llama::rest_type::keep;
+  if (!a.modules.empty()) a.options.modules = llama::read_module_list(a.modules);
   bitladder::thread_pool pool(a.threads);
   const auto start = std::chrono::steady_clock::now();
   std::unique_ptr<progress> bar;
@@ -81,9 +88,11 @@ void add_quantize(CLI::App& app) {
   auto a = std::make_shared<quantize_arguments>();
   CLI::App* c = app.add_subcommand("quantize", "Make one checkpoint that serves every precision");
   c->footer(
-      "MODEL is a Hugging Face folder (config.json, *.safetensors, tokenizer.json) of a Llama 2, "
-      "3, 3.1 or 3.2,\n"
-      "or a GGUF file of one (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1).\n"
+      "MODEL is a Hugging Face folder (config.json, *.safetensors, tokenizer.json) with a "
+      "model_type of\n" +
+      llama::family_list() +
+      ",\n"
+      "or a GGUF file of a Llama or Qwen 2 (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1).\n"
       "The checkpoint OUT holds planes and, for each precision, small tables; a reader of 4 bits "
       "reads 4 planes\n"
       "and the 4-bit tables. If the run is interrupted, the same command goes on where it "
@@ -116,6 +125,16 @@ void add_quantize(CLI::App& app) {
                 "weights' names; "
                 "without it every weight counts alike")
       ->check(CLI::ExistingPath);
+  c->add_option("--modules", a->modules,
+                "Which linears of every layer, others stay as they are: names with commas between "
+                "(self_attn.q_proj,mlp.down_proj), or a JSON file "
+                "{\"module_names\": [\"self_attn.q_proj\"]}. Default: all")
+      ->type_name("NAMES|FILE");
+  c->add_option("--rest", a->rest,
+                "Type of the matrices that are not quantized (embedding, head): keep, f16, bf16 or "
+                "f32. keep: as stored; blocks of a GGUF file (Q8_0 and the like) become f16")
+      ->check(CLI::IsMember({"keep", "f16", "bf16", "f32"}))
+      ->capture_default_str();
   c->add_option("--method", a->method,
                 "exact, or published (Any-Precision LLM's own, for comparison)")
       ->check(CLI::IsMember({"exact", "published"}))

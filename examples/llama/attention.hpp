@@ -97,7 +97,8 @@ template <int Rows>
 void scores_of_page(isa which, const float* keys, int head_dim, const float* const (&query)[Rows],
                     float* const (&scores)[Rows]) {
 #if BL_HAS_AVX2
-  if (which == isa::avx2) return page_scores_avx2<Rows>(keys, head_dim, query, scores);
+  if (bitladder::cpu::includes(which, isa::avx2))
+    return page_scores_avx2<Rows>(keys, head_dim, query, scores);
 #endif
   static_cast<void>(which);
   page_scores<Rows>(keys, head_dim, query, scores);
@@ -108,7 +109,7 @@ void values_of_page(isa which, const float* values, int head_dim, int count,
                     const float* const (&weight)[Rows], float* const (&sums)[Rows]) {
   int begin = 0;
 #if BL_HAS_AVX2
-  if (which == isa::avx2) {
+  if (bitladder::cpu::includes(which, isa::avx2)) {
     for (; begin + 32 <= head_dim; begin += 32)
       page_values_tile<Rows, 4>(values, head_dim, count, weight, sums, begin);
     for (; begin + 8 <= head_dim; begin += 8)
@@ -123,16 +124,19 @@ void values_of_page(isa which, const float* values, int head_dim, int count,
 struct attention_row {
   const float* query;  ///< [head_dim]
   float* out;          ///< [head_dim]
-  int visible;         ///< positions it sees: 0 .. visible - 1
+  int first;           ///< positions it sees: first ...
+  int visible;         ///< ... to visible - 1
 };
 
-/// Rows that share a kv head, by rising `visible`. `scratch` holds Rows * pages * 32 floats, where
-/// pages are those of the last row.
+/// Rows that share a kv head, by rising `first` and `visible`. `scratch` holds Rows * pages * 32
+/// floats, where pages are those from the first row's first position to the last row's last.
 template <int Rows>
 void attend(isa which, const kv_cache& cache, int layer, int head,
             const attention_row (&rows)[Rows], float scale, float* scratch) {
   const int head_dim = cache.head_dim();
-  const int pages = (rows[Rows - 1].visible + page - 1) / page;
+  const int first_page = rows[0].first / page;
+  const int end_page = (rows[Rows - 1].visible + page - 1) / page;
+  const int pages = end_page - first_page;
   const float* query[Rows];
   float* scores[Rows];
   float* out[Rows];
@@ -142,34 +146,37 @@ void attend(isa which, const kv_cache& cache, int layer, int head,
   }
   const auto score_of = [&](int r, int p) {
     return scratch + (static_cast<std::size_t>(r) * static_cast<std::size_t>(pages) +
-                      static_cast<std::size_t>(p)) *
+                      static_cast<std::size_t>(p - first_page)) *
                          static_cast<std::size_t>(page);
   };
-  for (int p = 0; p < pages; ++p) {
+  for (int p = first_page; p < end_page; ++p) {
     for (int r = 0; r < Rows; ++r) scores[r] = score_of(r, p);
     scores_of_page<Rows>(which, cache.keys(layer, p, head), head_dim, query, scores);
   }
   float inverse[Rows];
   for (int r = 0; r < Rows; ++r) {
-    const auto visible = static_cast<std::size_t>(rows[r].visible);
-    const float max = run<row_max>(which, score_of(r, 0), visible);
-    inverse[r] = 1.f / run<exp_terms>(which, score_of(r, 0), visible, max, scale);
+    float* const seen = score_of(r, first_page) + (rows[r].first - first_page * page);
+    const auto visible = static_cast<std::size_t>(rows[r].visible - rows[r].first);
+    const float max = run<row_max>(which, seen, visible);
+    inverse[r] = 1.f / run<exp_terms>(which, seen, visible, max, scale);
     std::fill(out[r], out[r] + head_dim, 0.f);
   }
-  for (int p = 0; p < pages; ++p) {
+  for (int p = first_page; p < end_page; ++p) {
     const float* values = cache.values(layer, p, head);
     const float* weight[Rows];
     for (int r = 0; r < Rows; ++r) weight[r] = score_of(r, p);
     const int common = std::min(rows[0].visible - p * page, page);
-    if (common == page || rows[0].visible == rows[Rows - 1].visible) {
+    if (rows[Rows - 1].first <= p * page &&
+        (common == page || rows[0].visible == rows[Rows - 1].visible)) {
       values_of_page<Rows>(which, values, head_dim, common, weight, out);
       continue;
     }
-    for (int r = 0; r < Rows; ++r) {  // the diagonal: every row ends elsewhere
-      const int count = std::min(rows[r].visible - p * page, page);
-      const float* const w[1] = {weight[r]};
+    for (int r = 0; r < Rows; ++r) {  // the diagonals: every row begins or ends elsewhere
+      const int begin = std::min(std::max(rows[r].first - p * page, 0), page);
+      const int count = std::min(rows[r].visible - p * page, page) - begin;
+      const float* const w[1] = {weight[r] + begin};
       float* const o[1] = {out[r]};
-      if (count > 0) values_of_page<1>(which, values, head_dim, count, w, o);
+      if (count > 0) values_of_page<1>(which, values + begin * head_dim, head_dim, count, w, o);
     }
   }
   for (int r = 0; r < Rows; ++r)
@@ -179,12 +186,13 @@ void attend(isa which, const kv_cache& cache, int layer, int head,
 }  // namespace detail
 
 /// out = softmax(q k^T / sqrt(head_dim)) v, query i at position cache.length() + i.
+/// @param window the last positions that a query sees, its own among them; 0: all
 /// @param q, out [m, heads * head_dim]; keys and values of the m positions are stored in the cache
 /// already, which does not count them as held yet
 inline void causal_attention(const kv_cache& cache, int layer,
                              bitladder::matrix_view<const float> q,
                              bitladder::matrix_view<float> out, bitladder::thread_pool* pool,
-                             isa which = bitladder::cpu::best_isa()) {
+                             isa which = bitladder::cpu::best_isa(), int window = 0) {
   constexpr int queries_per_task = 16;  // small enough that two threads end together
   const int head_dim = cache.head_dim();
   const int kv_heads = cache.kv_heads();
@@ -203,8 +211,9 @@ inline void causal_attention(const kv_cache& cache, int layer,
         const int query = tile * queries_per_task + i / group;
         const std::size_t column =
             static_cast<std::size_t>(head * group + i % group) * static_cast<std::size_t>(head_dim);
+        const int visible = past + query + 1;
         return detail::attention_row{q.row(query) + column, out.row(query) + column,
-                                     past + query + 1};
+                                     window > 0 ? std::max(0, visible - window) : 0, visible};
       };
       const int rows = std::min(queries_per_task, m - tile * queries_per_task) * group;
       int i = 0;

@@ -11,7 +11,9 @@
 #include <bitladder/kernels/cpu/isa.hpp>
 
 #include <llama/attention.hpp>
+#include <llama/family.hpp>
 #include <llama/kv_cache.hpp>
+#include <llama/layer_math.hpp>
 #include <llama/model.hpp>
 #include <llama/multiply.hpp>
 #include <llama/rope.hpp>
@@ -63,13 +65,17 @@ class cpu_backend {
   /// out = the rows of `table` that `tokens` name.
   void embed(const dense_matrix& table, bitladder::vector_view<const int> tokens, buffer& out) {
     out.resize(static_cast<int>(tokens.size()), table.cols);
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      float* to = out.view().row(static_cast<int>(i));
-      switch (table.type) {
-        case bitladder::dtype::f16: widen<bitladder::fp16_t>(table, tokens[i], to); break;
-        case bitladder::dtype::bf16: widen<bitladder::bf16_t>(table, tokens[i], to); break;
-        default: widen<float>(table, tokens[i], to); break;
-      }
+    for (std::size_t i = 0; i < tokens.size(); ++i)
+      widen(table, tokens[i], out.view().row(static_cast<int>(i)));
+  }
+
+  /// x += the rows of `table` from `first` on.
+  void add_positions(const dense_matrix& table, int first, buffer& x) {
+    position_.resize(1, table.cols);
+    for (int r = 0; r < x.rows(); ++r) {
+      widen(table, first + r, position_.view().row(0));
+      run<add_row>(isa_, position_.view().row(0), x.view().row(r),
+                   static_cast<std::size_t>(x.cols()));
     }
   }
 
@@ -82,13 +88,20 @@ class cpu_backend {
                [&](int r) { run<add_row>(isa_, w.bias.data(), y.view().row(r), w.bias.size()); });
   }
 
-  /// y = x / rms(x) * weight, row by row.
-  void rms_norm(const buffer& x, const std::vector<float>& weight, buffer& y) {
+  /// y = the norm of the model's family, row by row.
+  void norm(const buffer& x, const norm_weights<std::vector<float>>& w, buffer& y) {
     y.resize(x.rows(), x.cols());
-    for_rows(x, [&](int r) {
-      run<rms_norm_row>(isa_, x.view().row(r), weight.data(), y.view().row(r), weight.size(),
-                        model_->config().norm_epsilon);
-    });
+    const float epsilon = model_->config().norm_epsilon;
+    const std::size_t count = w.weight.size();
+    if (model_->config().family->norms == norm_kind::rms)
+      for_rows(x, [&](int r) {
+        run<rms_norm_row>(isa_, x.view().row(r), w.weight.data(), y.view().row(r), count, epsilon);
+      });
+    else
+      for_rows(x, [&](int r) {
+        run<layer_norm_row>(isa_, x.view().row(r), w.weight.data(), w.bias.data(), y.view().row(r),
+                            count, epsilon);
+      });
   }
 
   /// Turns every head of every row; row r is at `position` + r.
@@ -109,9 +122,10 @@ class cpu_backend {
     });
   }
 
-  void attention(const cache& kv, int layer, const buffer& queries, buffer& out) {
+  /// @param window positions that a query sees, its own among them; 0: all
+  void attention(const cache& kv, int layer, const buffer& queries, int window, buffer& out) {
     out.resize(queries.rows(), queries.cols());
-    causal_attention(kv, layer, queries.view(), out.view(), pool_, isa_);
+    causal_attention(kv, layer, queries.view(), out.view(), pool_, isa_, window);
   }
 
   /// gate = silu(gate) * up
@@ -119,6 +133,18 @@ class cpu_backend {
     for_rows(gate, [&](int r) {
       run<silu_product>(isa_, gate.view().row(r), up.view().row(r),
                         static_cast<std::size_t>(gate.cols()));
+    });
+  }
+
+  /// x = f(x)
+  void activate(activation_kind f, buffer& x) {
+    const auto count = static_cast<std::size_t>(x.cols());
+    for_rows(x, [&](int r) {
+      switch (f) {
+        case activation_kind::silu: run<silu_row>(isa_, x.view().row(r), count); break;
+        case activation_kind::relu: run<relu_row>(isa_, x.view().row(r), count); break;
+        case activation_kind::gelu_tanh: run<gelu_tanh_row>(isa_, x.view().row(r), count); break;
+      }
     });
   }
 
@@ -135,14 +161,28 @@ class cpu_backend {
       std::copy_n(from.view().row(first + r), from.cols(), to.view().row(at + r));
   }
 
+  /// to = columns [first, first + count) of `from`
+  void copy_columns(const buffer& from, int first, int count, buffer& to) {
+    to.resize(from.rows(), count);
+    for (int r = 0; r < from.rows(); ++r)
+      std::copy_n(from.view().row(r) + first, count, to.view().row(r));
+  }
+
   /// The contents, in host memory, until `x` is next written.
   bitladder::matrix_view<const float> read(const buffer& x) const { return x.view(); }
 
  private:
   template <class T>
-  static void widen(const dense_matrix& table, int token, float* to) {
-    const T* row = table.view<T>().row(token);
-    for (int c = 0; c < table.cols; ++c) to[c] = bitladder::to_float(row[c]);
+  static void widen_as(const dense_matrix& table, int row, float* to) {
+    const T* from = table.view<T>().row(row);
+    for (int c = 0; c < table.cols; ++c) to[c] = bitladder::to_float(from[c]);
+  }
+  static void widen(const dense_matrix& table, int row, float* to) {
+    switch (table.type) {
+      case bitladder::dtype::f16: return widen_as<bitladder::fp16_t>(table, row, to);
+      case bitladder::dtype::bf16: return widen_as<bitladder::bf16_t>(table, row, to);
+      default: return widen_as<float>(table, row, to);
+    }
   }
 
   /// Rows in chunks large enough to be worth a thread's waking.
@@ -158,6 +198,7 @@ class cpu_backend {
   const llama::model* model_;
   bitladder::thread_pool* pool_;
   rope_table rope_;
+  buffer position_;
   bitladder::cpu::isa isa_ = bitladder::cpu::best_isa();
 };
 

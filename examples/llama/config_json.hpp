@@ -26,25 +26,31 @@ inline double shortest_decimal(float x) {
 
 }  // namespace detail
 
-/// What `load_config` reads back as `c`.
+/// What `load_config` reads back as `c`, for what a GGUF file can say: rotary positions, no window.
 inline std::string config_json(const config& c) {
+  const family& f = *c.family;
   nlohmann::ordered_json j = {
-      {"architectures", nlohmann::ordered_json::array({"LlamaForCausalLM"})},
-      {"model_type", "llama"},
-      {"hidden_act", "silu"},
+      {"architectures", nlohmann::ordered_json::array({std::string(f.architecture)})},
+      {"model_type", std::string(f.model_type)},
+      {f.activation_key, std::string(f.activation)},
       {"vocab_size", c.vocabulary},
       {"hidden_size", c.hidden},
-      {"intermediate_size", c.intermediate},
+      {f.intermediate_key, c.intermediate},
       {"num_hidden_layers", c.layers},
       {"num_attention_heads", c.heads},
       {"num_key_value_heads", c.kv_heads},
       {"head_dim", c.head_dim},
       {"max_position_embeddings", c.context},
-      {"rms_norm_eps", detail::shortest_decimal(c.norm_epsilon)},
-      {"tie_word_embeddings", c.tied_embeddings},
-      {"attention_bias", c.attention_bias},
-      {"mlp_bias", c.mlp_bias},
       {"rope_theta", c.rope.theta}};
+  if (f.norm_epsilon_key != nullptr)
+    j[f.norm_epsilon_key] = detail::shortest_decimal(c.norm_epsilon);
+  const auto tell = [&j](const choice& of, bool is) {
+    if (of.key != nullptr) j[of.key] = is;
+  };
+  tell(f.tied_embeddings, c.tied_embeddings);
+  tell(f.qkv_bias, c.qkv_bias);
+  tell(f.output_bias, c.output_bias);
+  tell(f.mlp_bias, c.mlp_bias);
   if (c.rope.type == rope_type::linear)
     j["rope_scaling"] = {{"rope_type", "linear"}, {"factor", c.rope.factor}};
   if (c.rope.type == rope_type::llama3)

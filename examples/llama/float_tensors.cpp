@@ -31,13 +31,13 @@ bitladder::dtype float_type(bitladder::gguf_type type) {
 }
 
 /// Rows of 16-bit floats as they are, in Hugging Face's order.
-void copy_rows(const gguf_weights& source, const bitladder::gguf_tensor& stored,
-               std::vector<std::byte>& to) {
+void copy_rows(const gguf_weights& source, const std::string& name,
+               const bitladder::gguf_tensor& stored, std::vector<std::byte>& to) {
   // Of a bias the elements are what rows are elsewhere.
   const auto rows = static_cast<std::uint64_t>(stored.shape[0]);
   const std::size_t size = to.size() / static_cast<std::size_t>(rows);
   const std::byte* from = source.file().bytes(stored).data();
-  const bool reordered = has_rope_rows(stored.name);
+  const bool reordered = source.is_reordered(name);
   const auto width = static_cast<std::uint64_t>(source.shape().head_dim);
   for (std::uint64_t r = 0; r < rows; ++r)
     std::memcpy(to.data() + r * size, from + (reordered ? gguf_rope_row(r, width) : r) * size,
@@ -72,6 +72,11 @@ const bitladder::tensor_info& float_tensors::at(const std::string& name) const {
   throw bitladder::error(bitladder::status::not_found, path_ + ": no tensor \"" + name + "\"");
 }
 
+bool float_tensors::is_unpacked(const bitladder::tensor_info& t) const {
+  return gguf_ != nullptr && t.type == bitladder::dtype::f32 &&
+         gguf_->at(t.name).type != bitladder::gguf_type::f32;
+}
+
 const std::byte* float_tensors::bytes(const bitladder::tensor_info& t,
                                       std::vector<std::byte>& copy) const {
   if (gguf_ == nullptr) return tensor_bytes(*set_, t, copy);
@@ -85,7 +90,7 @@ const std::byte* float_tensors::bytes(const bitladder::tensor_info& t,
   if (t.type == bitladder::dtype::f32)
     gguf_->read_rows(t.name, 0, stored.rows(), reinterpret_cast<float*>(copy.data()));
   else
-    copy_rows(*gguf_, stored, copy);
+    copy_rows(*gguf_, t.name, stored, copy);
   return copy.data();
 }
 

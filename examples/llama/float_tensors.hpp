@@ -44,7 +44,7 @@ inline const std::byte* tensor_bytes(const bitladder::safetensors_set& set,
 /// All tensors of a model, mapped.
 class float_tensors {
  public:
-  /// @param path a GGUF file of a Llama, or what safetensors_set takes
+  /// @param path a GGUF file, or what safetensors_set takes
   /// @throws bitladder::error naming file and key or tensor, what was expected and what was found
   explicit float_tensors(const std::filesystem::path& path);
   explicit float_tensors(bitladder::safetensors_set set)
@@ -68,6 +68,9 @@ class float_tensors {
   }
   /// @throws error(not_found) naming the file and what is there
   const bitladder::tensor_info& at(const std::string& name) const;
+  /// Whether the file holds blocks of integers, which are handed out as F32.
+  /// @param t one of tensors()
+  bool is_unpacked(const bitladder::tensor_info& t) const;
   /// The elements, aligned for their type: in place, or else in `copy`, which is then not empty.
   /// @param t one of tensors()
   const std::byte* bytes(const bitladder::tensor_info& t, std::vector<std::byte>& copy) const;

@@ -1,17 +1,21 @@
 // SPDX-License-Identifier: MIT
-// The forward pass, written once over a backend (backend_cpu.hpp names what one offers). Precision
-// is an argument of every call, so one sequence may change it at any token. A prompt in chunks
-// gives the same bits as token by token. Tested by tests/llama/forward_test.cpp.
+// The forward pass, written once over a backend (backend_cpu.hpp names what one offers) and over
+// the description of a family (family.hpp). Precision is an argument of every call, so one sequence
+// may change it at any token. A prompt in chunks gives the same bits as token by token. Tested by
+// tests/llama/forward_test.cpp and tests/llama/family_test.cpp.
 #pragma once
 
 #include <bitladder/core/matrix_view.hpp>
 #include <bitladder/core/status.hpp>
 
+#include <llama/family.hpp>
 #include <llama/model.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <string>
+#include <type_traits>
+#include <utility>
 
 namespace llama {
 
@@ -22,8 +26,16 @@ class session {
   using buffer = typename Backend::buffer;
 
   /// @param capacity most tokens; 0 takes the model's context
+  /// @throws bitladder::error if the model's table of positions is shorter
   explicit session(Backend& backend, int capacity = 0)
-      : backend_(&backend), cache_(backend.make_cache(capacity)) {}
+      : backend_(&backend), cache_(backend.make_cache(capacity)) {
+    const config& c = model().config();
+    if (!c.family->rotary() && cache_.capacity() > c.context)
+      throw bitladder::error(bitladder::status::invalid_argument,
+                             model().folder().string() + ": has a table of " +
+                                 std::to_string(c.context) + " positions, " +
+                                 std::to_string(cache_.capacity()) + " tokens asked for");
+  }
 
   Backend& backend() { return *backend_; }
   const llama::model& model() const { return backend_->model(); }
@@ -43,7 +55,7 @@ class session {
     check_tokens(tokens);
     cache_.reserve(count);
     precision_ = precision;
-    hidden_.resize(count, model().config().hidden);
+    hidden_.resize(count, model().config().embedding_width());
     const int start = cache_.length();
     try {
       for (int begin = 0; begin < count; begin += chunk) {
@@ -53,7 +65,7 @@ class session {
       }
     } catch (...) {
       cache_.truncate(start);
-      hidden_.resize(0, model().config().hidden);
+      hidden_.resize(0, hidden_.cols());
       throw;
     }
   }
@@ -98,40 +110,120 @@ class session {
                                    std::to_string(t));
   }
 
-  /// One chunk; its normalised hidden states are left in `normed_`.
+  using weights = std::decay_t<decltype(std::declval<Backend&>().weights())>;
+  using layer_type = std::decay_t<decltype(std::declval<weights>().layers[0])>;
+
+  /// One chunk; its hidden states, ready for the head, are left in `normed_`.
   void run_layers(bitladder::vector_view<const int> tokens) {
     Backend& b = *backend_;
-    const auto& w = b.weights();
+    const weights& w = b.weights();
     const int position = cache_.length();
-    b.embed(w.embedding, tokens, x_);
+    embed(tokens, position);
     for (std::size_t i = 0; i < w.layers.size(); ++i) {
-      const auto& layer = w.layers[i];
+      const layer_type& layer = w.layers[i];
       const int index = static_cast<int>(i);
-      b.rms_norm(x_, layer.attention_norm, normed_);
-      b.linear(layer.query, precision_, normed_, query_);
-      b.linear(layer.key, precision_, normed_, key_);
-      b.linear(layer.value, precision_, normed_, value_);
+      switch (model().config().residual) {
+        case residual_form::pre_norm:
+          b.norm(x_, layer.attention_norm, normed_);
+          attend(layer, index, position, normed_);
+          b.add(update_, x_);
+          b.norm(x_, layer.mlp_norm, normed_);
+          feed_forward(layer, normed_);
+          b.add(update_, x_);
+          break;
+        case residual_form::post_norm:
+          attend(layer, index, position, x_);
+          b.add(update_, x_);
+          b.norm(x_, layer.attention_norm, normed_);
+          feed_forward(layer, normed_);
+          b.add(update_, normed_);
+          b.norm(normed_, layer.mlp_norm, x_);
+          break;
+        case residual_form::parallel:
+          b.norm(x_, layer.attention_norm, normed_);
+          attend(layer, index, position, normed_);
+          b.add(update_, x_);
+          feed_forward(layer, normed_);
+          b.add(update_, x_);
+          break;
+      }
+    }
+    if (model().config().residual == residual_form::post_norm)
+      std::swap(x_, normed_);
+    else
+      b.norm(x_, w.norm, normed_);
+    if (projected()) {
+      b.linear(w.project_out, precision_, normed_, update_);
+      std::swap(update_, normed_);
+    }
+    cache_.advance(static_cast<int>(tokens.size()));
+  }
+
+  /// Whether the embedding is not as wide as the layers.
+  bool projected() const { return model().config().embedding_width() != model().config().hidden; }
+
+  /// x = what the first layer is given.
+  void embed(bitladder::vector_view<const int> tokens, int position) {
+    Backend& b = *backend_;
+    const weights& w = b.weights();
+    const family& f = *model().config().family;
+    b.embed(w.embedding, tokens, x_);
+    if (projected()) {
+      b.linear(w.project_in, precision_, x_, update_);
+      std::swap(update_, x_);
+    }
+    if (!f.rotary()) b.add_positions(w.positions, position + f.position_offset, x_);
+  }
+
+  /// update = attention(x); keys and values go to the cache.
+  void attend(const layer_type& layer, int index, int position, const buffer& x) {
+    Backend& b = *backend_;
+    const config& c = model().config();
+    if (c.family->layer.query_key_value.empty()) {
+      b.linear(layer.query, precision_, x, query_);
+      b.linear(layer.key, precision_, x, key_);
+      b.linear(layer.value, precision_, x, value_);
+    } else {
+      b.linear(layer.query_key_value, precision_, x, fused_);
+      b.copy_columns(fused_, 0, c.query_width(), query_);
+      b.copy_columns(fused_, c.query_width(), c.kv_width(), key_);
+      b.copy_columns(fused_, c.query_width() + c.kv_width(), c.kv_width(), value_);
+    }
+    if (c.family->rotary()) {
       b.rope(query_, position);
       b.rope(key_, position);
-      b.store(cache_, index, position, key_, value_);
-      b.attention(cache_, index, query_, attended_);
-      b.linear(layer.output, precision_, attended_, update_);
-      b.add(update_, x_);
-      b.rms_norm(x_, layer.mlp_norm, normed_);
-      b.linear(layer.gate, precision_, normed_, gate_);
-      b.linear(layer.up, precision_, normed_, up_);
-      b.silu_multiply(gate_, up_);
-      b.linear(layer.down, precision_, gate_, update_);
-      b.add(update_, x_);
     }
-    b.rms_norm(x_, w.norm, normed_);
-    cache_.advance(static_cast<int>(tokens.size()));
+    b.store(cache_, index, position, key_, value_);
+    b.attention(cache_, index, query_, c.window_of(index), attended_);
+    b.linear(layer.output, precision_, attended_, update_);
+  }
+
+  /// update = mlp(x)
+  void feed_forward(const layer_type& layer, const buffer& x) {
+    Backend& b = *backend_;
+    const config& c = model().config();
+    if (!c.family->gated()) {
+      b.linear(layer.up, precision_, x, up_);
+      b.activate(c.activation, up_);
+      b.linear(layer.down, precision_, up_, update_);
+      return;
+    }
+    if (c.family->layer.gate_up.empty()) {
+      b.linear(layer.gate, precision_, x, gate_);
+      b.linear(layer.up, precision_, x, up_);
+    } else {
+      b.linear(layer.gate_up, precision_, x, fused_);
+      b.copy_columns(fused_, 0, c.intermediate, gate_);
+      b.copy_columns(fused_, c.intermediate, c.intermediate, up_);
+    }
+    b.silu_multiply(gate_, up_);
+    b.linear(layer.down, precision_, gate_, update_);
   }
 
   Backend* backend_;
   typename Backend::cache cache_;
   int precision_ = unquantized;
-  buffer x_, normed_, query_, key_, value_, attended_, update_, gate_, up_;
+  buffer x_, normed_, query_, key_, value_, fused_, attended_, update_, gate_, up_;
   buffer hidden_, part_, logits_;
 };
 

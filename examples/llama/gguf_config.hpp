@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// The numbers of a Llama out of the metadata of a GGUF file: what config.hpp reads from a folder,
-// with the same checks. Knows architecture "llama" (Llama 2 and 3, SmolLM2, Mistral without a
-// window) with standard, linear and llama3 rope. Tested by tests/llama/gguf_test.cpp.
+// The numbers of a model out of the metadata of a GGUF file: what config.hpp reads from a folder,
+// with the same checks. Knows the architectures that families.hpp gives a name in GGUF files:
+// "llama" (Llama 2 and 3, SmolLM2, Mistral without a window) and "qwen2", with standard, linear and
+// llama3 rope. Tested by tests/llama/gguf_test.cpp.
 #pragma once
 
 #include <bitladder/core/status.hpp>
@@ -9,6 +10,7 @@
 #include <bitladder/io/gguf_dequantize.hpp>
 
 #include <llama/config.hpp>
+#include <llama/families.hpp>
 #include <llama/rope.hpp>
 
 #include <cmath>
@@ -22,31 +24,50 @@
 namespace llama {
 namespace detail {
 
-/// Reads the keys "llama.*" with their checks.
+/// Reads the keys "llama.*", or those of another architecture, with their checks.
 class gguf_config_reader {
  public:
   explicit gguf_config_reader(const bitladder::gguf_file& file)
-      : file_(file), metadata_(file.metadata()) {}
+      : file_(file), metadata_(file.metadata()), family_(family_of(metadata_)) {}
 
   config read() const {
-    const std::string architecture(metadata_.text("general.architecture"));
-    if (architecture != "llama") metadata_.fail("general.architecture", "\"llama\"");
     if (metadata_.integer_or("split.count", 1) > 1)
       metadata_.fail("split.count", "a model in one file (1)");
-    refuse_unless_zero("llama.expert_count", "no experts");
+    refuse_unless_zero(key("expert_count"), "no experts");
     config c;
+    c.family = &family_;
     read_shape(c);
     c.norm_epsilon =
-        static_cast<float>(positive_number("llama.attention.layer_norm_rms_epsilon", nullptr));
+        static_cast<float>(positive_number(key("attention.layer_norm_rms_epsilon"), nullptr));
     c.tied_embeddings = file_.find("output.weight") == nullptr;
-    c.attention_bias = has_any("blk.0.attn_", {"q.bias", "k.bias", "v.bias", "output.bias"});
-    c.mlp_bias = has_any("blk.0.ffn_", {"gate.bias", "up.bias", "down.bias"});
+    // Where a family may have biases, the file says by having them.
+    const bool attention = has_any("blk.0.attn_", {"q.bias", "k.bias", "v.bias", "output.bias"});
+    const bool mlp = has_any("blk.0.ffn_", {"gate.bias", "up.bias", "down.bias"});
+    const auto has = [](const choice& of, bool is) {
+      return of.key == nullptr ? of.otherwise : is;
+    };
+    c.qkv_bias = has(family_.qkv_bias, attention);
+    c.output_bias = has(family_.output_bias, attention);
+    c.mlp_bias = has(family_.mlp_bias, mlp);
     read_rope(c);
     read_ids(c);
     return c;
   }
 
  private:
+  static const family& family_of(const bitladder::gguf_metadata& metadata) {
+    const std::string architecture(metadata.text("general.architecture"));
+    std::string known;
+    for (const family& f : known_families) {
+      if (f.gguf.empty()) continue;
+      if (architecture == f.gguf) return f;
+      known += (known.empty() ? "\"" : " or \"") + std::string(f.gguf) + "\"";
+    }
+    metadata.fail("general.architecture", known);
+  }
+
+  std::string key(const char* name) const { return std::string(family_.gguf) + "." + name; }
+
   void read_shape(config& c) const {
     // The table decides, for it is what ids are looked up in.
     const std::vector<std::int64_t>& table = file_.at("token_embd.weight").shape;
@@ -57,48 +78,49 @@ class gguf_config_reader {
                                  "hidden], found " +
                                  bitladder::to_string(table));
     c.vocabulary = static_cast<int>(table[0]);
-    if (metadata_.integer_or("llama.vocab_size", c.vocabulary) != c.vocabulary)
-      metadata_.fail("llama.vocab_size",
+    if (metadata_.integer_or(key("vocab_size"), c.vocabulary) != c.vocabulary)
+      metadata_.fail(key("vocab_size"),
                      std::to_string(c.vocabulary) + ", the rows of tensor \"token_embd.weight\"");
-    c.hidden = positive("llama.embedding_length");
-    c.intermediate = positive("llama.feed_forward_length");
-    c.layers = positive("llama.block_count");
-    c.heads = positive("llama.attention.head_count");
-    c.kv_heads = metadata_.has("llama.attention.head_count_kv")
-                     ? positive("llama.attention.head_count_kv")
+    c.hidden = positive(key("embedding_length"));
+    c.intermediate = positive(key("feed_forward_length"));
+    c.layers = positive(key("block_count"));
+    c.heads = positive(key("attention.head_count"));
+    c.kv_heads = metadata_.has(key("attention.head_count_kv"))
+                     ? positive(key("attention.head_count_kv"))
                      : c.heads;
     if (c.heads % c.kv_heads != 0)
-      metadata_.fail("llama.attention.head_count_kv",
+      metadata_.fail(key("attention.head_count_kv"),
                      "a divisor of head_count = " + std::to_string(c.heads));
-    const bool has_width = metadata_.has("llama.attention.key_length");
+    const bool has_width = metadata_.has(key("attention.key_length"));
     if (!has_width && c.hidden % c.heads != 0)
-      metadata_.fail("llama.attention.head_count",
+      metadata_.fail(key("attention.head_count"),
                      "a divisor of embedding_length = " + std::to_string(c.hidden) +
                          ", or an explicit key_length");
-    c.head_dim = has_width ? positive("llama.attention.key_length") : c.hidden / c.heads;
+    c.head_dim = has_width ? positive(key("attention.key_length")) : c.hidden / c.heads;
     if (c.head_dim % 2 != 0)
       metadata_.fail(
-          has_width ? "llama.attention.key_length" : "llama.attention.head_count",
+          has_width ? key("attention.key_length") : key("attention.head_count"),
           "heads of an even width (rope turns pairs), not " + std::to_string(c.head_dim));
-    for (const char* key : {"llama.attention.value_length", "llama.rope.dimension_count"})
-      if (metadata_.integer_or(key, c.head_dim) != c.head_dim)
-        metadata_.fail(key, std::to_string(c.head_dim) + ", the width of a head");
+    for (const std::string& width : {key("attention.value_length"), key("rope.dimension_count")})
+      if (metadata_.integer_or(width, c.head_dim) != c.head_dim)
+        metadata_.fail(width, std::to_string(c.head_dim) + ", the width of a head");
     if (static_cast<std::int64_t>(c.heads) * c.head_dim > 1 << 24)
-      metadata_.fail("llama.attention.head_count", "heads * width of at most 2^24");
-    c.context = positive("llama.context_length");
-    const std::int64_t window = metadata_.integer_or("llama.attention.sliding_window", 0);
+      metadata_.fail(key("attention.head_count"), "heads * width of at most 2^24");
+    c.context = positive(key("context_length"));
+    const std::int64_t window = metadata_.integer_or(key("attention.sliding_window"), 0);
     if (window != 0 && window < c.context)
-      metadata_.fail("llama.attention.sliding_window", "no sliding window");
+      metadata_.fail(key("attention.sliding_window"), "no sliding window");
   }
 
   void read_rope(config& c) const {
-    c.rope.theta = positive_number("llama.rope.freq_base", &c.rope.theta);
-    const std::string type(metadata_.text_or("llama.rope.scaling.type", "none"));
-    const char* factor = metadata_.has("llama.rope.scaling.factor") ? "llama.rope.scaling.factor"
-                                                                    : "llama.rope.scale_linear";
+    c.rope.theta = positive_number(key("rope.freq_base"), &c.rope.theta);
+    const std::string type(metadata_.text_or(key("rope.scaling.type"), "none"));
+    const std::string factor = metadata_.has(key("rope.scaling.factor"))
+                                   ? key("rope.scaling.factor")
+                                   : key("rope.scale_linear");
     if (type != "none" && type != "linear")
-      metadata_.fail("llama.rope.scaling.type", "\"none\" or \"linear\"");
-    if (type == "linear" || metadata_.has("llama.rope.scale_linear")) {
+      metadata_.fail(key("rope.scaling.type"), "\"none\" or \"linear\"");
+    if (type == "linear" || metadata_.has(key("rope.scale_linear"))) {
       c.rope.factor = positive_number(factor, nullptr);
       if (c.rope.factor != 1) c.rope.type = rope_type::linear;
     }
@@ -134,8 +156,8 @@ class gguf_config_reader {
     candidate.rope.low_freq_factor = 1;
     candidate.rope.high_freq_factor = 4;
     std::vector<int> contexts = {c.context};
-    if (metadata_.has("llama.rope.scaling.original_context_length"))
-      contexts.push_back(positive("llama.rope.scaling.original_context_length"));
+    if (metadata_.has(key("rope.scaling.original_context_length")))
+      contexts.push_back(positive(key("rope.scaling.original_context_length")));
     for (int n = 16; n <= 1 << 20; n *= 2) contexts.push_back(n);
     for (int n : contexts) {
       candidate.rope.original_context = n;
@@ -168,7 +190,7 @@ class gguf_config_reader {
     }
   }
 
-  // Some of these keys may be arrays with a number for each layer; a Llama's layers are equal.
+  // Some of these keys may be arrays with a number for each layer; the layers read here are equal.
   int positive(const std::string& key) const {
     std::int64_t x = 0;
     const bitladder::gguf_value* v = metadata_.find(key);
@@ -204,6 +226,7 @@ class gguf_config_reader {
 
   const bitladder::gguf_file& file_;
   const bitladder::gguf_metadata& metadata_;
+  const family& family_;
 };
 
 }  // namespace detail

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// How a GGUF file of the llama family names and orders what a Hugging Face folder holds. Names map
-// one to one. The rows of the query and key projections stand in another order: a GGUF file keeps
-// the two rows that rope turns together side by side (0, 1), (2, 3), ..., a Hugging Face folder
-// keeps them half a head apart. Tested by tests/llama/gguf_test.cpp.
+// How a GGUF file of a Llama or Qwen 2 names and orders what a Hugging Face folder holds. Names map
+// one to one. The rows of a Llama's query and key projections stand in another order: a GGUF file
+// keeps the two rows that rope turns together side by side (0, 1), (2, 3), ..., a Hugging Face
+// folder keeps them half a head apart. Tested by tests/llama/gguf_test.cpp.
 #pragma once
 
 #include <cstddef>
@@ -65,8 +65,8 @@ inline std::optional<layer_name> split_layer_name(std::string_view name, std::st
 
 }  // namespace detail
 
-/// "model.layers.3.mlp.up_proj.weight" for "blk.3.ffn_up.weight"; nothing for a tensor that a Llama
-/// does not have.
+/// "model.layers.3.mlp.up_proj.weight" for "blk.3.ffn_up.weight"; nothing for a tensor that these
+/// models do not have.
 inline std::optional<std::string> hugging_face_name(std::string_view stored) {
   for (const auto& pair : detail::gguf_model_names)
     if (pair.gguf == stored) return std::string(pair.hugging_face);
@@ -89,7 +89,7 @@ inline std::optional<std::string> gguf_name(std::string_view published) {
   return std::nullopt;
 }
 
-/// Whether the rows of a tensor, given by its GGUF name, stand in rope's order of pairs.
+/// Whether the rows of a Llama's tensor, given by its GGUF name, stand in rope's order of pairs.
 inline bool has_rope_rows(std::string_view stored) {
   const auto split = detail::split_layer_name(stored, "blk.");
   return split && (split->rest.substr(0, 7) == "attn_q." || split->rest.substr(0, 7) == "attn_k.");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The tensors of a Llama in a GGUF file under their Hugging Face names, shapes and order of rows,
+// The tensors of a model in a GGUF file under their Hugging Face names, shapes and order of rows,
 // as floats. Everything is checked on opening: no tensor that `config` calls for is missing, none
 // is there that would be left out silently. Tested by tests/llama/gguf_test.cpp.
 #pragma once
@@ -22,8 +22,8 @@
 
 namespace llama {
 
-/// A GGUF file of a Llama, mapped. `name` is always "model.layers.0.mlp.up_proj.weight" and the
-/// like.
+/// A GGUF file of a Llama or Qwen 2, mapped. `name` is always "model.layers.0.mlp.up_proj.weight"
+/// and the like.
 class gguf_weights {
  public:
   /// @throws bitladder::error naming file and key or tensor, what was expected and what was found
@@ -34,7 +34,8 @@ class gguf_weights {
       const auto name = hugging_face_name(t.name);
       const auto split = detail::split_layer_name(t.name, "blk.");
       if (!name || (split && split->layer >= config_.layers))
-        fail(t, "is not one of a Llama of " + std::to_string(config_.layers) + " layers");
+        fail(t, "is not one of a " + std::string(config_.family->gguf) + " model of " +
+                    std::to_string(config_.layers) + " layers");
       const std::vector<std::int64_t> shape = shape_of(split ? split->rest : t.name);
       if (t.shape != shape)
         fail(t, "expected shape " + bitladder::to_string(shape) + ", found " +
@@ -68,7 +69,7 @@ class gguf_weights {
   }
   /// Whether rows stand in another order than `read_rows` gives; if not, file().bytes(at(name)) may
   /// be used in place.
-  bool is_reordered(const std::string& name) const { return has_rope_rows(at(name).name); }
+  bool is_reordered(const std::string& name) const { return is_reordered(at(name)); }
 
   /// Rows [first, first + count) in Hugging Face's order; a vector is one row.
   /// @param out count * at(name).cols() floats
@@ -77,7 +78,7 @@ class gguf_weights {
     const bitladder::gguf_tensor& t = at(name);
     const std::uint64_t rows = t.rows(), cols = t.cols();
     const auto width = static_cast<std::uint64_t>(config_.head_dim);
-    if (!has_rope_rows(t.name) || first > rows || count > rows - first || count == 0) {
+    if (!is_reordered(t) || first > rows || count > rows - first || count == 0) {
       bitladder::dequantize_rows(file_, t, first, count, out);
     } else if (t.shape.size() == 1) {  // a bias: its elements are what rows are elsewhere
       std::vector<float> stored(static_cast<std::size_t>(cols));
@@ -98,6 +99,10 @@ class gguf_weights {
   }
 
  private:
+  bool is_reordered(const bitladder::gguf_tensor& t) const {
+    return config_.family->gguf_rope_rows && has_rope_rows(t.name);
+  }
+
   [[noreturn]] void fail(const bitladder::gguf_tensor& t, const std::string& what) const {
     throw bitladder::error(
         bitladder::status::bad_file,
@@ -127,11 +132,14 @@ class gguf_weights {
     for (int i = 0; i < config_.layers; ++i)
       for (const auto& pair : detail::gguf_layer_names) {
         const std::string_view part = pair.gguf;
-        if (part.substr(part.rfind('.')) == ".bias" &&
-            !(part.substr(0, 4) == "attn" ? config_.attention_bias : config_.mlp_bias))
-          continue;
+        if (part.substr(part.rfind('.')) == ".bias" && !has_bias(part)) continue;
         static_cast<void>(file_.at("blk." + std::to_string(i) + "." + std::string(part)));
       }
+  }
+
+  bool has_bias(std::string_view part) const {
+    if (part.substr(0, 4) != "attn") return config_.mlp_bias;
+    return part == "attn_output.bias" ? config_.output_bias : config_.qkv_bias;
   }
 
   bitladder::gguf_file file_;

@@ -33,6 +33,12 @@ class json_reader {
     return it != value_.end() && !it->is_null();
   }
 
+  /// True if `key` is there and null.
+  bool is_null(const char* key) const {
+    const auto it = value_.find(key);
+    return it != value_.end() && it->is_null();
+  }
+
   /// @throws always: file, key, `expected`, and the value found
   [[noreturn]] void fail(const char* key, const std::string& expected) const {
     const auto it = value_.find(key);
@@ -92,6 +98,13 @@ class json_reader {
   }
   int positive_integer_or(const char* key, int otherwise) const {
     return has(key) ? positive_integer(key) : otherwise;
+  }
+
+  /// 0 or more.
+  int natural_or(const char* key, int otherwise) const {
+    const int x = has(key) ? integer(value_.at(key), key) : otherwise;
+    if (x < 0) fail(key, "0 or more");
+    return x;
   }
 
   /// An integer, a list of integers, or nothing.

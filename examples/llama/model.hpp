@@ -55,10 +55,14 @@ class model {
   /// that precision, what is dense in full, and one row of the embedding.
   std::size_t bytes_per_token(int bits) const {
     const int b = checked_precision(bits);
-    std::size_t bytes = weights_.embedding.row_bytes() + weights_.norm.size() * sizeof(float);
+    const auto norm_bytes = [](const norm_weights<std::vector<float>>& n) {
+      return (n.weight.size() + n.bias.size()) * sizeof(float);
+    };
+    std::size_t bytes =
+        weights_.embedding.row_bytes() + weights_.positions.row_bytes() + norm_bytes(weights_.norm);
     for_each_linear([&](const linear_weight& w) { bytes += w.bytes(b); });
     for (const auto& layer : weights_.layers)
-      bytes += (layer.attention_norm.size() + layer.mlp_norm.size()) * sizeof(float);
+      bytes += norm_bytes(layer.attention_norm) + norm_bytes(layer.mlp_norm);
     return bytes;
   }
 
@@ -69,7 +73,8 @@ class model {
   template <class F>
   void for_each_linear(F&& f) const {
     for (const auto& layer : weights_.layers) layer.for_each_linear(f);
-    f(weights_.head);
+    for (const linear_weight* w : {&weights_.project_in, &weights_.project_out, &weights_.head})
+      f(*w);
   }
 
   std::filesystem::path folder_;
@@ -80,7 +85,7 @@ class model {
   bool quantized_ = false;
 };
 
-/// Opens a Hugging Face folder, a GGUF file or a bitladder checkpoint of a Llama.
+/// Opens a Hugging Face folder, a GGUF file or a bitladder checkpoint.
 inline model load(const std::filesystem::path& path) { return model(path); }
 
 }  // namespace llama

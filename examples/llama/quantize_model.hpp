@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // A whole model into one checkpoint that serves every precision: linear by linear, so that memory
 // holds two of them and never the model, and resumable, so that an interrupted run ends with the
-// same bytes. What is not a linear of a layer (embeddings, norms, biases, head) stays as it was.
+// same bytes. What is not a linear of a layer (embeddings, norms, biases, head) stays as it was, as
+// do linears that are not asked for.
 // Tested by tests/llama/quantize_model_test.cpp.
 #pragma once
 
@@ -16,9 +17,13 @@
 #include <bitladder/quantize/quantize.hpp>
 #include <bitladder/version.hpp>
 
+#include <llama/companions.hpp>
 #include <llama/error_log.hpp>
+#include <llama/family.hpp>
 #include <llama/float_tensors.hpp>
 #include <llama/model.hpp>
+#include <llama/module_list.hpp>
+#include <llama/rest_type.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -40,6 +45,8 @@ struct quantize_model_options {
   /// safetensors file or folder with a sensitivity for every weight that is quantized, under the
   /// weight's name and in its shape; empty for uniform ones
   std::filesystem::path sensitivities;
+  module_list modules;               ///< which linears of every layer; all unless told
+  rest_type rest = rest_type::keep;  ///< the type of matrices that are not quantized
   bool overwrite =
       false;  ///< replace a checkpoint that is there, or unfinished work of other options
 };
@@ -60,13 +67,12 @@ struct source_linear {
   std::int64_t weights() const { return static_cast<std::int64_t>(rows) * cols; }
 };
 
-/// The linears of every layer, in the order of the forward pass.
-inline std::vector<std::string> linear_names(const config& c) {
+/// The linears of every layer that are to be quantized, in the order of the forward pass.
+inline std::vector<std::string> quantized_names(const config& c, const module_list& modules) {
+  const std::vector<std::string> parts = chosen_linears(*c.family, modules);
   std::vector<std::string> names;
   for (int i = 0; i < c.layers; ++i)
-    for (const char* part : {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
-                             "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"})
-      names.push_back("model.layers." + std::to_string(i) + "." + part);
+    for (const std::string& part : parts) names.push_back(layer_prefix(*c.family, i) + part);
   return names;
 }
 
@@ -149,15 +155,6 @@ inline std::string read_text(const std::filesystem::path& path) {
   return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
 }
 
-/// What is copied beside the checkpoint, if the source has it.
-inline std::vector<std::filesystem::path> companion_files(const std::filesystem::path& source) {
-  std::vector<std::filesystem::path> files;
-  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                           "generation_config.json", "LICENSE", "LICENSE.txt"})
-    if (std::filesystem::exists(source / name)) files.push_back(source / name);
-  return files;
-}
-
 /// Checks that every tensor of a folder is there, in its shape and in a dtype that is read.
 inline config checked_folder(const std::filesystem::path& source) {
   const model checked(source);
@@ -170,7 +167,7 @@ inline config checked_folder(const std::filesystem::path& source) {
 
 }  // namespace detail
 
-/// Quantizes the Llama in `source`, a folder or a GGUF file, to the checkpoint folder `out`. If an
+/// Quantizes the model in `source`, a folder or a GGUF file, to the checkpoint folder `out`. If an
 /// earlier run with the same source and options was interrupted, goes on where it stopped.
 /// @return the errors of every linear, which `out`/quantization.json holds too
 /// @throws bitladder::error naming file and tensor, what was expected and what was found; `out` is
@@ -186,7 +183,7 @@ inline std::vector<linear_errors> quantize_model(const std::filesystem::path& so
                                                  : detail::checked_folder(source);
   std::unique_ptr<gguf_companions> companions;
   if (tensors.gguf() != nullptr) companions = std::make_unique<gguf_companions>(*tensors.gguf());
-  const std::vector<std::string> names = detail::linear_names(shape);
+  const std::vector<std::string> names = detail::quantized_names(shape, options.modules);
   std::unique_ptr<float_tensors> sensitivities;
   if (!options.sensitivities.empty())
     sensitivities = std::make_unique<float_tensors>(
@@ -219,7 +216,8 @@ inline std::vector<linear_errors> quantize_model(const std::filesystem::path& so
     linears.push_back(l);
   }
   for (const bitladder::tensor_info& t : tensors.tensors())
-    if (replaced.count(t.name) == 0) plan.tensors.push_back({t.name, t.type, t.shape});
+    if (replaced.count(t.name) == 0)
+      plan.tensors.push_back({t.name, rest_dtype(tensors, t, options.rest), t.shape});
 
   bitladder::checkpoint_writer writer(
       out, plan, detail::fingerprint(tensors, sensitivities.get(), options.kmeans),
@@ -230,7 +228,9 @@ inline std::vector<linear_errors> quantize_model(const std::filesystem::path& so
     if (writer.done(t.name)) continue;
     const bitladder::tensor_info& from = tensors.at(t.name);
     std::vector<std::byte> copy;
-    writer.write_tensor(t.name, tensors.bytes(from, copy), static_cast<std::size_t>(from.bytes()));
+    const std::byte* bytes = rest_bytes(tensors, from, t.type, copy);
+    writer.write_tensor(t.name, bytes,
+                        static_cast<std::size_t>(from.elements()) * bitladder::size_of(t.type));
     tensors.release(from);
   }
 
@@ -268,7 +268,7 @@ inline std::vector<linear_errors> quantize_model(const std::filesystem::path& so
     files = {log.write_beside("tokenizer.json", companions->tokenizer),
              log.write_beside("tokenizer_config.json", companions->tokenizer_config)};
   else
-    files = detail::companion_files(source);
+    files = companion_files(source);
   files.push_back(log.write_report(errors));
   writer.finish(
       companions != nullptr ? companions->config : detail::read_text(source / "config.json"),

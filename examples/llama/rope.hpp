@@ -12,14 +12,15 @@
 
 namespace llama {
 
-/// Radians per position of each pair of a head, head_dim / 2 of them, falling.
+/// Radians per position of each pair of a head, half of the columns that turn, falling.
 inline std::vector<float> rope_frequencies(const config& c) {
   constexpr double two_pi = 6.283185307179586;
   const rope_parameters& r = c.rope;
-  std::vector<float> frequencies(static_cast<std::size_t>(c.head_dim / 2));
+  const int columns = c.rotary_width();
+  std::vector<float> frequencies(static_cast<std::size_t>(columns / 2));
   for (std::size_t i = 0; i < frequencies.size(); ++i) {
     const double base =
-        1.0 / std::pow(r.theta, 2.0 * static_cast<double>(i) / static_cast<double>(c.head_dim));
+        1.0 / std::pow(r.theta, 2.0 * static_cast<double>(i) / static_cast<double>(columns));
     double f = base;
     if (r.type == rope_type::linear) f = base / r.factor;
     if (r.type == rope_type::llama3) {
@@ -37,8 +38,7 @@ inline std::vector<float> rope_frequencies(const config& c) {
   return frequencies;
 }
 
-/// Cosines and sines of positions 0 .. positions() - 1, [positions, head_dim / 2] each; grows on
-/// demand.
+/// Cosines and sines of positions 0 .. positions() - 1, [positions, pairs] each; grows on demand.
 class rope_table {
  public:
   rope_table() = default;

@@ -29,7 +29,7 @@ BL_AVX2 auto run_avx2(Args... args) {
 template <class Body, class... Args>
 auto run(isa which, Args... args) {
 #if BL_HAS_AVX2
-  if (which == isa::avx2) return detail::run_avx2<Body>(args...);
+  if (bitladder::cpu::includes(which, isa::avx2)) return detail::run_avx2<Body>(args...);
 #endif
   static_cast<void>(which);
   return Body::run(args...);

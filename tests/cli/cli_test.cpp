@@ -9,12 +9,14 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <map>
 #include <string>
 #include <sys/wait.h>
+#include <utility>
 #include <vector>
 
 namespace fs = std::filesystem;
@@ -102,7 +104,8 @@ fs::path changed_model(const std::string& name, const std::string& file, const s
 TEST_CASE("every command explains itself") {
   CHECK(contains(tool("--help").text, "quantize"));
   CHECK(contains(tool("--version").text, "."));
-  for (const char* command : {"quantize", "inspect", "generate", "perplexity", "demo"}) {
+  for (const char* command :
+       {"quantize", "import", "export", "inspect", "generate", "perplexity", "demo"}) {
     const outcome o = tool(std::string(command) + " --help");
     CHECK(o.status == 0);
     CHECK(contains(o.text, "--json"));
@@ -197,7 +200,7 @@ TEST_CASE("a GGUF file is run, measured and quantized as a folder is") {
     CAPTURE(name);
     const std::string file = std::string(BL_SOURCE_DIR) + "/tests/llama/data/" + name + ".gguf";
     const std::string out = (work() / name).string(), json = (work() / "gguf.json").string();
-    const outcome made = tool("quantize " + file + " -q -o " + out);
+    const outcome made = tool("quantize " + file + " -q --rest f32 -o " + out);
     REQUIRE_MESSAGE(made.status == 0, made.text);
     // Their rows have so few values that 8 bits hold each of them.
     const std::string options = " -n 12 -q --ignore-end --prompt 'ab a' ";
@@ -216,6 +219,107 @@ TEST_CASE("a GGUF file is run, measured and quantized as a folder is") {
   const outcome o = tool("generate " + text.string() + " --prompt x");
   CHECK(o.status == 1);
   CHECK(contains(o.text, text.string()));
+}
+
+TEST_CASE("the embedding of a GGUF file's blocks becomes fp16 unless fp32 is asked for") {
+  const std::string file = std::string(BL_SOURCE_DIR) + "/tests/llama/data/tied.gguf";
+  for (const auto& [rest, type] :
+       {std::pair<std::string, bitladder::dtype>{"", bitladder::dtype::f16},
+        {" --rest f32", bitladder::dtype::f32},
+        {" --rest bf16", bitladder::dtype::bf16}}) {
+    const std::string out = (work() / ("rest" + std::to_string(static_cast<int>(type)))).string();
+    const outcome o = tool("quantize " + file + " -q -o " + out + rest);
+    CHECK_MESSAGE(o.status == 0, o.text);
+    CHECK(bitladder::checkpoint(out).tensors().at("model.embed_tokens.weight").type == type);
+  }
+  CHECK(tool("quantize " + file + " --rest f8 -o " + (work() / "f8").string()).status != 0);
+}
+
+TEST_CASE("exported, run in place and imported again, a checkpoint writes the same text") {
+  const std::string run = " -b 3 -n 24 -q --prompt 'It was' ";
+  const outcome ours = tool("generate " + checkpoint() + run);
+  CHECK_MESSAGE(ours.status == 0, ours.text);
+  for (const std::string kind : {"torch", "safetensors"}) {
+    CAPTURE(kind);
+    const std::string theirs = (work() / ("export-" + kind)).string(),
+                      back = (work() / ("import-" + kind)).string(),
+                      json = (work() / "import.json").string();
+    const outcome sent = tool("export " + checkpoint() + " " + theirs + " -q --container " + kind);
+    REQUIRE_MESSAGE(sent.status == 0, sent.text);
+    CHECK(tool("generate " + theirs + run).text == ours.text);
+    const outcome made = tool("import " + theirs + " " + back + " -q --json " + json);
+    REQUIRE_MESSAGE(made.status == 0, made.text);
+    CHECK(rows_of(json)[0]["format"] == "Any-Precision");
+    CHECK(rows_of(json)[0]["linears"] == 42);
+    CHECK(rows_of(json)[0]["largest_rounding"] == 0);
+    CHECK(tool("generate " + back + run).text == ours.text);
+    const bitladder::checkpoint a(checkpoint()), b(back);
+    REQUIRE(a.tensors().tensors().size() == b.tensors().tensors().size());
+    for (const bitladder::tensor_info& t : a.tensors().tensors()) {
+      const auto x = a.tensors().bytes(t), y = b.tensors().bytes(t.name);
+      REQUIRE(x.size() == y.size());
+      CHECK(std::memcmp(x.data(), y.data(), x.size()) == 0);
+    }
+    const outcome seen = tool("inspect " + theirs + " --check --tensors --json " + json);
+    CHECK_MESSAGE(seen.status == 0, seen.text);
+    CHECK(contains(seen.text, "Any-Precision checkpoint, 2 to 8 bits"));
+    CHECK(contains(seen.text, "every table is finite"));
+    CHECK(contains(seen.text, "model.layers.5.mlp.down_proj"));
+    CHECK(rows_of(json).size() == 7);
+    const outcome p = tool("perplexity " + theirs + " --text " + held_out +
+                           " --max-windows 1 -q -b 3 --json " + json);
+    CHECK_MESSAGE(p.status == 0, p.text);
+    CHECK(rows_of(json)[0]["perplexity"].get<double>() > 1);
+    CHECK(contains(tool("export " + checkpoint() + " " + theirs).text, "is there already"));
+    CHECK(contains(tool("import " + theirs + " " + back).text, "is there already"));
+  }
+}
+
+TEST_CASE("inspect tells a GGUF file and a SqueezeLLM checkpoint as what they are") {
+  const std::string data = std::string(BL_SOURCE_DIR) + "/tests/";
+  const fs::path json = work() / "gguf-inspect.json";
+  const outcome g =
+      tool("inspect " + data + "llama/data/tied.gguf --tensors --json " + json.string());
+  CHECK_MESSAGE(g.status == 0, g.text);
+  for (const char* part : {"GGUF file, version 3, 12 tensors", "architecture: llama", "gpt2",
+                           "smollm", "runs here", "blk.0.attn_q.weight"})
+    CHECK(contains(g.text, part));
+  REQUIRE(rows_of(json).size() == 2);
+  CHECK(rows_of(json)[0]["type"] == "Q8_0");
+  CHECK(rows_of(json)[0]["tensors"] == 8);
+  CHECK(rows_of(json)[0]["elements"] == 6400);
+  CHECK(rows_of(json)[0]["bytes"] == 6800);
+  const outcome other = tool("inspect " + data + "io/data/quantized.gguf");
+  CHECK(other.status == 0);
+  CHECK(contains(other.text, "does not run here"));
+  for (const char* path : {"io/data/squeezellm4", "io/data/squeezellm4/model.pt"}) {
+    const outcome s = tool("inspect " + data + path + " --check");
+    CHECK_MESSAGE(s.status == 0, s.text);
+    CHECK(contains(s.text, "SqueezeLLM checkpoint, 4 bits"));
+    CHECK(contains(s.text, "3 quantized linears"));
+  }
+  const outcome sparse = tool("inspect " + data + "io/data/squeezellm_threshold.pt");
+  CHECK(sparse.status == 1);
+  CHECK(contains(sparse.text, "sparse part"));
+  CHECK(tool("inspect " + held_out).status == 1);
+}
+
+TEST_CASE("import says which file is wrong, and leaves nothing") {
+  const std::string data = std::string(BL_SOURCE_DIR) + "/tests/io/data/";
+  const fs::path out = work() / "no-import";
+  for (const auto& [source, part] : std::vector<std::pair<std::string, std::string>>{
+           {small, "expected an Any-Precision checkpoint"},
+           {checkpoint(), "expected an Any-Precision checkpoint"},
+           {held_out, "expected a zip archive"},
+           {data + "squeezellm4", "config.json"},
+           {data + "squeezellm_threshold.pt", "sparse part"},
+           {data + "anyprec3", "config.json: key \"model_type\""}}) {
+    CAPTURE(source);
+    const outcome o = tool("import " + source + " " + out.string());
+    CHECK(o.status == 1);
+    CHECK_MESSAGE(contains(o.text, part), o.text);
+    CHECK(!fs::exists(out));
+  }
 }
 
 TEST_CASE("what cannot be done is said with file, expected and found, and exit status 1") {

@@ -16,6 +16,7 @@ using bitladder::cpu::isa;
 
 struct problem {
   int heads, kv_heads, head_dim, positions;
+  int window = 0;
   std::vector<float> q, k, v;
 
   problem(int h, int kvh, int d, int n, std::uint64_t seed)
@@ -46,7 +47,7 @@ struct problem {
       for (int p = begin; p < begin + count; ++p)
         kv.store(0, p, k.data() + p * kv_heads * head_dim, v.data() + p * kv_heads * head_dim);
       llama::causal_attention(kv, 0, {q.data() + begin * width(), count, width()},
-                              {out.data() + begin * width(), count, width()}, pool, which);
+                              {out.data() + begin * width(), count, width()}, pool, which, window);
       kv.advance(count);
     }
     return out;
@@ -54,9 +55,10 @@ struct problem {
 
   double expected(int position, int head, int column) const {
     const int shared = head / (heads / kv_heads);
+    const int first = window > 0 ? std::max(0, position + 1 - window) : 0;
     double total = 0, sum = 0, highest = -1e300;
     std::vector<double> score;
-    for (int t = 0; t <= position; ++t) {
+    for (int t = first; t <= position; ++t) {
       double s = 0;
       for (int d = 0; d < head_dim; ++d)
         s += static_cast<double>(q[at(position, heads, head, d)]) *
@@ -64,8 +66,8 @@ struct problem {
       score.push_back(s / std::sqrt(static_cast<double>(head_dim)));
       highest = std::max(highest, score.back());
     }
-    for (int t = 0; t <= position; ++t) {
-      const double p = std::exp(score[static_cast<std::size_t>(t)] - highest);
+    for (int t = first; t <= position; ++t) {
+      const double p = std::exp(score[static_cast<std::size_t>(t - first)] - highest);
       total += p;
       sum += p * static_cast<double>(v[at(t, kv_heads, shared, column)]);
     }
@@ -112,6 +114,37 @@ TEST_CASE("chunks, threads and instruction sets do not change a bit") {
         }
       }
     }
+  }
+}
+
+TEST_CASE("a window hides all but the last positions, to the bit as if they were not there") {
+  for (int window : {1, 2, 31, 32, 33, 50, 64, 69, 70, 1000}) {
+    CAPTURE(window);
+    problem p(6, 2, 20, 70, 26);
+    p.window = window;
+    const std::vector<float> alone = p.run(1, nullptr, isa::scalar);
+    for (int t = 0; t < p.positions; ++t)
+      for (int h = 0; h < p.heads; ++h)
+        for (int d = 0; d < p.head_dim; d += 7)
+          CHECK(static_cast<double>(alone[p.at(t, p.heads, h, d)]) ==
+                doctest::Approx(p.expected(t, h, d)).epsilon(1e-5));
+    for (isa which : bitladder::cpu::all_isas) {
+      if (!bitladder::cpu::supported(which)) continue;
+      bitladder::thread_pool pool(2);
+      for (int chunk : {1, 5, 33, 70}) {
+        CAPTURE(chunk);
+        CHECK((p.run(chunk, &pool, which) == alone));
+      }
+    }
+    // Whatever is hidden may be anything.
+    problem other = p;
+    const int last = p.positions - 1, hidden = std::max(0, last + 1 - window);
+    for (int i = 0; i < hidden * p.kv_heads * p.head_dim; ++i)
+      other.k[static_cast<std::size_t>(i)] = other.v[static_cast<std::size_t>(i)] = 1e30f;
+    const std::vector<float> changed = other.run(70, nullptr, bitladder::cpu::best_isa());
+    CHECK(std::equal(alone.end() - p.width(), alone.end(), changed.end() - p.width()));
+    p.window = 0;
+    CHECK((p.run(70, nullptr, isa::scalar) == alone) == (window >= 70));
   }
 }
 

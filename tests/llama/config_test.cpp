@@ -60,7 +60,8 @@ TEST_CASE("what a config leaves out has the published default") {
   CHECK(c.head_dim == 8);
   CHECK(c.norm_epsilon == 1e-6f);
   CHECK(!c.tied_embeddings);
-  CHECK(!c.attention_bias);
+  CHECK(!c.qkv_bias);
+  CHECK(!c.output_bias);
   CHECK(!c.mlp_bias);
   CHECK(c.rope.type == llama::rope_type::standard);
   CHECK(c.rope.theta == 10000);
@@ -90,7 +91,8 @@ TEST_CASE("the golden configs are read as they were written") {
   CHECK(c.bos == 1);
   CHECK(c.eos == std::vector<int>{3, 5});
   const llama::config d = llama::load_config(support::golden_folder("linear_bias_bf16"));
-  CHECK(d.attention_bias);
+  CHECK(d.qkv_bias);
+  CHECK(d.output_bias);
   CHECK(d.mlp_bias);
   CHECK(d.rope.type == llama::rope_type::linear);
   CHECK(d.rope.factor == 4);
@@ -143,8 +145,13 @@ TEST_CASE("rope that is not known is refused by name") {
 }
 
 TEST_CASE("other architectures are refused by name") {
-  CHECK(complaint("model_type", "mistral") ==
-        "key \"model_type\": expected \"llama\", found \"mistral\"");
+  CHECK(complaint("model_type", "mamba") ==
+        "key \"model_type\": expected llama, mistral, qwen2, opt, phi or phi3 (another one needs a "
+        "description in families.hpp: the names of its tensors and linears, norm, activation, "
+        "positions, how attention and mlp join, biases), found \"mamba\"");
+  CHECK(complaint("model_type", "mistral3").find("found \"mistral3\"") != std::string::npos);
+  CHECK(complaint("rope_interleaved", true) ==
+        "key \"rope_interleaved\": expected false, found true");
   CHECK(complaint("architectures", {"LlamaForSequenceClassification"}) ==
         "key \"architectures\": expected [\"LlamaForCausalLM\"], found "
         "[\"LlamaForSequenceClassification\"]");
@@ -154,6 +161,93 @@ TEST_CASE("other architectures are refused by name") {
   json config = minimal();
   config.erase("model_type");
   CHECK(complaint(config) == "key \"model_type\": expected a string, found nothing");
+}
+
+TEST_CASE("the configs that other families are published with are understood") {
+  const auto read = [](const char* text) { return load(std::string(text)); };
+  const llama::config mistral = read(
+      R"({"architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
+          "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
+          "max_position_embeddings": 32768, "model_type": "mistral", "num_attention_heads": 32,
+          "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
+          "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": false,
+          "vocab_size": 32000})");
+  CHECK(mistral.window_of(0) == 4096);
+  CHECK(mistral.window_of(31) == 4096);
+  CHECK(!mistral.qkv_bias);
+  CHECK(mistral.rotary_width() == 128);
+
+  const llama::config qwen = read(
+      R"({"architectures": ["Qwen2ForCausalLM"], "bos_token_id": 151643, "eos_token_id": 151643,
+          "hidden_act": "silu", "hidden_size": 896, "intermediate_size": 4864,
+          "max_position_embeddings": 32768, "max_window_layers": 24, "model_type": "qwen2",
+          "num_attention_heads": 14, "num_hidden_layers": 24, "num_key_value_heads": 2,
+          "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768,
+          "tie_word_embeddings": true, "use_mrope": false, "use_sliding_window": false,
+          "vocab_size": 151936})");
+  CHECK(qwen.window_of(23) == 0);
+  CHECK(qwen.qkv_bias);
+  CHECK(!qwen.output_bias);
+  CHECK(!qwen.mlp_bias);
+  CHECK(qwen.tied_embeddings);
+  CHECK(qwen.rope.theta == 1e6);
+
+  const llama::config smol = read(
+      R"({"architectures": ["LlamaForCausalLM"], "attention_bias": false, "bos_token_id": 0,
+          "eos_token_id": 0, "hidden_act": "silu", "hidden_size": 576, "intermediate_size": 1536,
+          "is_llama_config": true, "max_position_embeddings": 8192, "mlp_bias": false,
+          "model_type": "llama", "num_attention_heads": 9, "num_hidden_layers": 30,
+          "num_key_value_heads": 3, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+          "rope_interleaved": false, "rope_scaling": null, "rope_theta": 100000,
+          "tie_word_embeddings": true, "vocab_size": 49152})");
+  CHECK(smol.head_dim == 64);
+  CHECK(smol.rope.theta == 1e5);
+  CHECK(smol.window_of(0) == 0);
+
+  const llama::config opt = read(
+      R"({"_remove_final_layer_norm": false, "activation_function": "relu",
+          "architectures": ["OPTForCausalLM"], "bos_token_id": 2, "do_layer_norm_before": false,
+          "eos_token_id": 2, "ffn_dim": 4096, "hidden_size": 1024,
+          "max_position_embeddings": 2048, "model_type": "opt", "num_attention_heads": 16,
+          "num_hidden_layers": 24, "pad_token_id": 1, "prefix": "</s>", "vocab_size": 50272,
+          "word_embed_proj_dim": 512})");
+  CHECK(opt.intermediate == 4096);
+  CHECK(opt.embedding_width() == 512);
+  CHECK(opt.residual == llama::residual_form::post_norm);
+  CHECK(opt.activation == llama::activation_kind::relu);
+  CHECK(opt.tied_embeddings);
+  CHECK(opt.qkv_bias);
+  CHECK(opt.output_bias);
+  CHECK(opt.mlp_bias);
+  CHECK(opt.norm_epsilon == 1e-5f);
+
+  const llama::config phi = read(
+      R"({"architectures": ["PhiForCausalLM"], "bos_token_id": 50256, "embd_pdrop": 0.0,
+          "eos_token_id": 50256, "hidden_act": "gelu_new", "hidden_size": 2560,
+          "intermediate_size": 10240, "layer_norm_eps": 1e-05, "max_position_embeddings": 2048,
+          "model_type": "phi", "num_attention_heads": 32, "num_hidden_layers": 32,
+          "num_key_value_heads": null, "partial_rotary_factor": 0.4, "qk_layernorm": false,
+          "rope_scaling": null, "rope_theta": 10000.0, "tie_word_embeddings": false,
+          "vocab_size": 51200})");
+  CHECK(phi.rotary_width() == 32);
+  CHECK(phi.kv_heads == 32);
+  CHECK(phi.residual == llama::residual_form::parallel);
+  CHECK(phi.activation == llama::activation_kind::gelu_tanh);
+
+  const json phi3 = json::parse(
+      R"({"architectures": ["Phi3ForCausalLM"], "attention_bias": false, "bos_token_id": 1,
+          "eos_token_id": 32000, "hidden_act": "silu", "hidden_size": 3072,
+          "intermediate_size": 8192, "max_position_embeddings": 4096, "model_type": "phi3",
+          "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+          "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-05, "rope_scaling": null,
+          "rope_theta": 10000.0, "sliding_window": 2047, "tie_word_embeddings": false,
+          "vocab_size": 32064})");
+  CHECK(load(phi3).window_of(5) == 2047);
+  CHECK(load(phi3).rotary_width() == 96);
+  json longer = phi3;
+  longer["rope_scaling"] = {{"type", "longrope"}, {"long_factor", {1.0}}, {"short_factor", {1.0}}};
+  CHECK(complaint(longer) ==
+        "key \"rope_scaling.type\": expected default, linear or llama3, found \"longrope\"");
 }
 
 TEST_CASE("numbers that are missing, not positive or not whole are refused") {

@@ -125,24 +125,28 @@ bool contains(const std::string& text, const std::string& part) {
 std::string gguf_of(const std::filesystem::path& folder) {
   const llama::config c = llama::load_config(folder);
   REQUIRE(c.rope.type == llama::rope_type::standard);
-  const auto u32 = [](const char* key, int x) {
-    return support::gguf_key(key, 4,
+  const std::string family(c.family->gguf);
+  const auto u32 = [&](const char* key, int x) {
+    return support::gguf_key(family + key, 4,
                              support::gguf_bytes().u32(static_cast<std::uint32_t>(x)).str());
   };
-  const auto f32 = [](const char* key, double x) {
-    return support::gguf_key(key, 6, support::gguf_bytes().put(static_cast<float>(x)).str());
+  const auto f32 = [&](const char* key, double x) {
+    return support::gguf_key(family + key, 6,
+                             support::gguf_bytes().put(static_cast<float>(x)).str());
   };
   const std::vector<std::string> keys = {
-      support::gguf_key("general.architecture", 8, support::gguf_bytes().text("llama").str()),
-      u32("llama.context_length", c.context),
-      u32("llama.embedding_length", c.hidden),
-      u32("llama.block_count", c.layers),
-      u32("llama.feed_forward_length", c.intermediate),
-      u32("llama.attention.head_count", c.heads),
-      u32("llama.attention.head_count_kv", c.kv_heads),
-      u32("llama.attention.key_length", c.head_dim),
-      f32("llama.attention.layer_norm_rms_epsilon", static_cast<double>(c.norm_epsilon)),
-      f32("llama.rope.freq_base", c.rope.theta)};
+      support::gguf_key("general.architecture", 8, support::gguf_bytes().text(family).str()),
+      u32(".context_length", c.context),
+      u32(".embedding_length", c.hidden),
+      u32(".block_count", c.layers),
+      u32(".feed_forward_length", c.intermediate),
+      u32(".attention.head_count", c.heads),
+      u32(".attention.head_count_kv", c.kv_heads),
+      u32(".attention.key_length", c.head_dim),
+      f32(".attention.layer_norm_rms_epsilon", static_cast<double>(c.norm_epsilon)),
+      f32(".rope.freq_base", c.rope.theta)};
+  const std::map<bitladder::dtype, std::uint32_t> types = {
+      {bitladder::dtype::f32, 0}, {bitladder::dtype::f16, 1}, {bitladder::dtype::bf16, 30}};
   std::vector<std::string> infos;
   std::string values;
   const bitladder::safetensors_set set(folder);
@@ -151,15 +155,14 @@ std::string gguf_of(const std::filesystem::path& folder) {
     const std::string name = *llama::gguf_name(t.name);
     const auto bytes = set.bytes(t);
     std::string stored(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-    if (llama::has_rope_rows(name)) {
+    if (family == "llama" && llama::has_rope_rows(name)) {
       const auto rows = static_cast<std::size_t>(t.shape[0]), size = stored.size() / rows;
       for (std::size_t r = 0; r < rows; ++r)
         std::memcpy(&stored[llama::gguf_rope_row(r, static_cast<std::uint64_t>(c.head_dim)) * size],
                     bytes.data() + r * size, size);
     }
     std::vector<std::uint64_t> dimensions(t.shape.rbegin(), t.shape.rend());
-    infos.push_back(support::gguf_info(name, dimensions, t.type == bitladder::dtype::f16 ? 1 : 0,
-                                       values.size()));
+    infos.push_back(support::gguf_info(name, dimensions, types.at(t.type), values.size()));
     values += stored + std::string((32 - stored.size() % 32) % 32, '\0');
   }
   std::string file = support::gguf_bytes_of(keys, infos, 0);
@@ -181,12 +184,16 @@ std::vector<float> logits_of(const std::filesystem::path& path, const std::vecto
 }  // namespace
 
 TEST_CASE("a GGUF file has the logits of the folder that it was made of, to the bit") {
-  for (const char* name : {"gqa_tied_f32", "mha_untied_f16"}) {
+  for (const char* name : {"gqa_tied_f32", "mha_untied_f16", "qwen2_bf16"}) {
     CAPTURE(name);
     temporary_folder folder;
     support::write_all(folder / "m.gguf", gguf_of(data / name));
     const std::vector<int> ids = {3, 1, 4, 1, 5, 9, 2, 6};
     CHECK(logits_of(folder / "m.gguf", ids) == logits_of(data / name, ids));
+    const llama::config c = llama::load_config(bitladder::gguf_file(folder / "m.gguf"));
+    support::write_all(folder / "config.json", llama::config_json(c));
+    CHECK(llama::config_json(llama::load_config(folder / "")) == llama::config_json(c));
+    CHECK(c.family == llama::load_config(data / name).family);
   }
 }
 

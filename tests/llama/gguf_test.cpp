@@ -173,7 +173,8 @@ TEST_CASE("the config of a file with biases, its own head and linear rope") {
   CHECK(c.context == 128);
   CHECK(c.norm_epsilon == 1e-5f);
   CHECK(!c.tied_embeddings);
-  CHECK(c.attention_bias);
+  CHECK(c.qkv_bias);
+  CHECK(c.output_bias);
   CHECK(c.mlp_bias);
   CHECK(c.rope.type == llama::rope_type::linear);
   CHECK(c.rope.theta == 500);
@@ -185,7 +186,8 @@ TEST_CASE("the config of a file with biases, its own head and linear rope") {
 TEST_CASE("the config of a tied file finds llama3 rope behind its factors") {
   const llama::config c = llama::gguf_weights(golden("tied.gguf")).shape();
   CHECK(c.tied_embeddings);
-  CHECK(!c.attention_bias);
+  CHECK(!c.qkv_bias);
+  CHECK(!c.output_bias);
   CHECK(!c.mlp_bias);
   CHECK(c.rope.type == llama::rope_type::llama3);
   CHECK(c.rope.factor == 8);
@@ -222,8 +224,9 @@ TEST_CASE("metadata that contradicts itself or the tensors is refused") {
     return text.substr(prefix.size());
   };
   CHECK(model_complaint(good) == "");
-  CHECK(model_complaint(with(good, "general.architecture", 12, 'x')) ==
-        "metadata \"general.architecture\": expected \"llama\", found STRING \"xlama\"");
+  CHECK(
+      model_complaint(with(good, "general.architecture", 12, 'x')) ==
+      "metadata \"general.architecture\": expected \"llama\" or \"qwen2\", found STRING \"xlama\"");
   CHECK(u32("llama.vocab_size", 11).find("10, the rows of tensor \"token_embd.weight\"") == 0);
   CHECK(u32("llama.embedding_length", 0) == "a number of 1 to 2147483647, found UINT32 0");
   CHECK(u32("llama.block_count", 1u << 31).find("a number of 1 to") == 0);
@@ -291,9 +294,9 @@ TEST_CASE("tensors that are missing, unknown or of another shape are refused") {
   CHECK(model_complaint(with_value(good, "llama.block_count", 3u))
             .find("no tensor \"blk.2.attn_norm.weight\"; it holds 35 tensors; closest: ") == 0);
   CHECK(model_complaint(with_value(good, "llama.block_count", 1u)) ==
-        "tensor \"blk.1.attn_norm.weight\": is not one of a Llama of 1 layers");
+        "tensor \"blk.1.attn_norm.weight\": is not one of a llama model of 1 layers");
   CHECK(model_complaint(renamed(good, "blk.1.ffn_up.weight", "blk.1.ffn_ux.weight")) ==
-        "tensor \"blk.1.ffn_ux.weight\": is not one of a Llama of 2 layers");
+        "tensor \"blk.1.ffn_ux.weight\": is not one of a llama model of 2 layers");
   CHECK(model_complaint(with_value(good, "llama.feed_forward_length", 16u))
             .find("tensor \"blk.0.ffn_gate.weight\": expected shape [16, 8], found [12, 8]") == 0);
   CHECK(model_complaint(renamed(good, "token_embd.weight", "token_embx.weight"))

@@ -5,6 +5,7 @@
 
 #include <bitladder/core/dtype.hpp>
 
+#include <llama/families.hpp>
 #include <support/random.hpp>
 
 #include <nlohmann/json.hpp>
@@ -42,9 +43,13 @@ class temporary_folder {
   std::filesystem::path path_;
 };
 
-/// The folders that make_llama_golden.py writes.
+/// The folders that make_llama_golden.py writes: Llamas ...
 inline const std::vector<std::string> golden_models = {"mha_untied_f16", "gqa_tied_f32",
                                                        "llama3_rope_f16", "linear_bias_bf16"};
+/// ... and others.
+inline const std::vector<std::string> family_models = {
+    "mistral_f16",       "qwen2_bf16", "qwen2_window_f32", "opt_f16",
+    "opt_post_norm_f32", "phi_bf16",   "phi_gqa_f32",      "phi3_f16"};
 
 inline std::filesystem::path golden_folder(const std::string& name) {
   return std::filesystem::path(BL_SOURCE_DIR) / "tests" / "llama" / "data" / name;
@@ -78,12 +83,20 @@ struct stored_model {
 
 /// "model.layers.0.mlp.up_proj" for its ".weight"; empty for tensors that stay dense.
 inline std::string linear_name(const std::string& tensor) {
-  const std::size_t at = tensor.rfind("_proj.weight");
-  return at == std::string::npos ? "" : tensor.substr(0, at + 5);
+  const std::string suffix = ".weight";
+  if (tensor.size() <= suffix.size() ||
+      tensor.compare(tensor.size() - suffix.size(), suffix.size(), suffix) != 0)
+    return "";
+  const std::string name = tensor.substr(0, tensor.size() - suffix.size());
+  for (const llama::family& f : llama::known_families)
+    for (const std::string& part : llama::linear_names(f))
+      for (int layer : {0, 1})
+        if (name == llama::layer_prefix(f, layer) + part) return name;
+  return "";
 }
 
-/// Random codes and ascending tables in place of every projection of `m`, written to `folder`;
-/// returns the dense fp32 models that they stand for at each precision from min_bits on.
+/// Random codes and ascending tables in place of every linear of the two layers of `m`, written to
+/// `folder`; returns the dense fp32 models that they stand for at each precision from min_bits on.
 std::map<int, stored_model> write_quantized(const stored_model& m,
                                             const std::filesystem::path& folder, int min_bits,
                                             int max_bits, int groups, std::uint64_t seed);
