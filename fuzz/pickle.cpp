@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The pickle reader under libFuzzer: any bytes either read, without a cycle and within the limits,
-// or throw bitladder::error. clang++ -std=c++17 -Iinclude -fsanitize=fuzzer,address,undefined
-// fuzz/pickle.cpp; start from the data.pkl of any file of torch.save.
+// or throw bitladder::error. Start from fuzz/corpus/pickle.
 #include <bitladder/io/pickle.hpp>
 
 #include <cstddef>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The reader of torch.save files, archive and pickle, under libFuzzer: any bytes either open, with
-// every contiguous tensor inside the file, or throw bitladder::error. clang++ -std=c++17 -Iinclude
-// -fsanitize=fuzzer,address,undefined fuzz/torch_file.cpp; start from tests/io/data/*.bin, *.zip.
+// every contiguous tensor inside the file, or throw bitladder::error. Start from
+// fuzz/corpus/torch_file.
 #include <bitladder/io/torch_file.hpp>
 
 #include <cstddef>
