@@ -16,6 +16,7 @@ set(BL_CORE_HEADERS
   include/bitladder/kernels/cpu/detail/avx2_decoder.hpp
   include/bitladder/kernels/cpu/detail/avx2_gemm.hpp
   include/bitladder/kernels/cpu/detail/avx2_gemv.hpp
+  include/bitladder/kernels/cpu/detail/avx2_gemv_batch.hpp
   include/bitladder/kernels/cpu/detail/avx2_lanes.hpp
   include/bitladder/kernels/cpu/detail/avx2_source.hpp
   include/bitladder/kernels/cpu/detail/avx512_decoder.hpp

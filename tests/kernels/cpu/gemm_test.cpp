@@ -130,19 +130,25 @@ TEST_CASE("a dense batch of every type gives the reference's bits, through strid
 
 TEST_CASE("a NaN in one row of x stays in that row of y") {
   support::random rng(44);
-  const int rows = 12, cols = 100, m = 5;
+  const int rows = 12, cols = 100;
   support::quantized q(rows, cols, 4, 1, rng);
-  q.tables.data(4)[0] = bitladder::to_fp16(INFINITY);
-  auto x = rng.normals(m * cols);
-  x[2 * cols + 99] = NAN;
-  x[3 * cols + 7] = INFINITY;
-  std::vector<float> expected(m * rows), y(m * rows);
-  cpu::reference::gemm(q.planes.view(), q.tables[4], support::matrix(x, m, cols),
-                       support::matrix(expected, m, rows));
-  cpu::gemm<4>(q.planes.view(), q.tables[4], support::matrix(x, m, cols),
-               support::matrix(y, m, rows));
-  CHECK(support::same_bits(y, expected));
-  for (std::size_t r = 0; r < rows; ++r) CHECK(std::isnan(y[2 * rows + r]));
+  // Infinite where codes are zero, which is also what lies beyond the last column.
+  for (int r = 0; r < rows; ++r) q.tables.data(4)[16 * r] = bitladder::to_fp16(INFINITY);
+  for (int m : {2, 3, 5, 14}) {
+    auto x = rng.normals(static_cast<std::size_t>(m * cols));
+    for (float& v : x) v = std::abs(v) + 0.5f;  // no infinities of both signs in a sum
+    x[static_cast<std::size_t>((m - 1) * cols + 99)] = NAN;
+    std::vector<float> expected(static_cast<std::size_t>(m * rows)), y(expected.size());
+    cpu::reference::gemm(q.planes.view(), q.tables[4], support::matrix(x, m, cols),
+                         support::matrix(expected, m, rows));
+    cpu::gemm<4>(q.planes.view(), q.tables[4], support::matrix(x, m, cols),
+                 support::matrix(y, m, rows));
+    CAPTURE(m);
+    CHECK(support::same_bits(y, expected));
+    for (int i = 0; i < m; ++i)
+      for (int r = 0; r < rows; ++r)
+        CHECK(std::isnan(y[static_cast<std::size_t>(i * rows + r)]) == (i == m - 1));
+  }
 }
 
 TEST_CASE("no columns give zeros; an empty batch or no rows give nothing") {

@@ -10,6 +10,7 @@
 #include <bitladder/core/matrix_view.hpp>
 #include <bitladder/core/parallel.hpp>
 #include <bitladder/kernels/cpu/detail/avx2_gemm.hpp>
+#include <bitladder/kernels/cpu/detail/avx2_gemv_batch.hpp>
 #include <bitladder/kernels/cpu/detail/check.hpp>
 #include <bitladder/kernels/cpu/detail/scalar.hpp>
 #include <bitladder/kernels/cpu/detail/scratch.hpp>
@@ -39,6 +40,18 @@ inline void fill_zero(const matrix_view<float>& y) {
 }
 
 #if BL_HAS_AVX2
+/// Two or three rows of x.
+template <int Bits, int Count>
+void gemv_batch_avx2(const bitplane_view& w, const codebook_view& tables,
+                     const matrix_view<const float>& x, const matrix_view<float>& y,
+                     thread_pool* pool) {
+  const scratch crossed(Count * padded(w.cols()));
+  cross_batch<Count>(x, crossed.data());
+  split_rows(pool, w.rows(), rows_per_chunk(w.cols(), Count), [&](int begin, int end) {
+    gemv_batch_rows_avx2<Bits, Count>(w, tables, crossed.data(), y, begin, end);
+  });
+}
+
 template <class Source>
 void gemm_avx2(const Source& source, int rows, const matrix_view<const float>& x,
                const matrix_view<float>& y, thread_pool* pool) {
@@ -82,8 +95,13 @@ void gemm(bitplane_view w, codebook_view tables, matrix_view<const float> x, mat
     return gemv<Bits>(w, tables, {x.data(), static_cast<std::size_t>(x.cols())},
                       {y.data(), static_cast<std::size_t>(y.cols())}, pool, use);
 #if BL_HAS_AVX2
-  if (includes(use, isa::avx2))
+  if (includes(use, isa::avx2)) {
+    if (x.rows() == 2 && detail::groups_are_whole_words(w, tables))
+      return detail::gemv_batch_avx2<Bits, 2>(w, tables, x, y, pool);
+    if (x.rows() == 3 && detail::groups_are_whole_words(w, tables))
+      return detail::gemv_batch_avx2<Bits, 3>(w, tables, x, y, pool);
     return detail::gemm_avx2(detail::bitplane_source<Bits>{w, tables}, w.rows(), x, y, pool);
+  }
 #endif
   detail::split_rows(
       pool, w.rows(), detail::rows_per_chunk(w.cols(), x.rows()),
