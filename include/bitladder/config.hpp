@@ -32,3 +32,12 @@
 #else
 #define BL_ASSERT(condition) static_cast<void>(0)
 #endif
+
+// Unrolls the loop that follows fully, for loops over registers: GCC does that by itself at -O3
+// only. nvcc does not know the pragma, in code for the host either.
+#if defined(__GNUC__) && !defined(__CUDACC__)
+#define BL_UNROLL_TEXT(text) _Pragma(#text)
+#define BL_UNROLL(count) BL_UNROLL_TEXT(GCC unroll count)
+#else
+#define BL_UNROLL(count)
+#endif

@@ -6,6 +6,7 @@
 // (Zen 3). Tested by tests/kernels/cpu/dequantize_test.cpp.
 #pragma once
 
+#include <bitladder/config.hpp>
 #include <bitladder/core/bitplane.hpp>
 #include <bitladder/core/dtype.hpp>
 #include <bitladder/kernels/cpu/isa.hpp>
@@ -152,14 +153,14 @@ struct avx2_decoder {
                                   int word, int count) {
     __m256i plane[Bits];  // least significant first
     if (count == words_at_once) {
-#pragma GCC unroll 8
+      BL_UNROLL(8)
       for (int p = 0; p < Bits; ++p)
         plane[Bits - 1 - p] =
             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w.row(p, row) + word));
     } else {
       const __m256i wanted =
           _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-#pragma GCC unroll 8
+      BL_UNROLL(8)
       for (int p = 0; p < Bits; ++p)
         plane[Bits - 1 - p] =
             _mm256_maskload_epi32(reinterpret_cast<const int*>(w.row(p, row) + word), wanted);
@@ -181,7 +182,7 @@ struct avx2_decoder {
       if constexpr (Bits > 4) nibbles<Bits - 4>(plane + 4, high);
       // Bytes of columns 8b + j and 8b + 4 + j for words 0, 1, 4, 5, then for 2, 3, 6, 7.
       alignas(32) __m256i codes[10];
-#pragma GCC unroll 4
+      BL_UNROLL(4)
       for (int j = 0; j < 4; ++j) {
         __m256i even = low[j], odd;
         if constexpr (Bits == 3) {  // bit 7 is zero already, bits 4 to 6 do not matter
@@ -201,7 +202,7 @@ struct avx2_decoder {
       codes[8] = codes[9] = codes[0];
       asm("" : "+m"(codes));
       __m256i first = codes[0], second = codes[1];
-#pragma GCC unroll 4
+      BL_UNROLL(4)
       for (int j = 0; j < 4; ++j) {
         __m256i next_first = codes[2 * j + 2], next_second = codes[2 * j + 3];
         as_written(next_first), as_written(next_second);
@@ -264,9 +265,9 @@ struct avx2_decoder {
     }
     constexpr int chains = Bits == 8 ? 2 : 1, length = tables / chains;
     __m256i al[chains], ah[chains], bl[chains], bh[chains];
-#pragma GCC unroll 16
+    BL_UNROLL(16)
     for (int i = 0; i < length; ++i) {
-#pragma GCC unroll 2
+      BL_UNROLL(2)
       for (int k = 0; k < chains; ++k) {
         const __m256i low = entries(t.low[k * length + i]), high = entries(t.high[k * length + i]);
         const __m256i a0 = _mm256_shuffle_epi8(low, a_index),

@@ -5,6 +5,7 @@
 // so that a dot product needs one register of sums. Tested by tests/kernels/cpu/gemm_test.cpp.
 #pragma once
 
+#include <bitladder/config.hpp>
 #include <bitladder/core/matrix_view.hpp>
 #include <bitladder/kernels/cpu/detail/avx2_lanes.hpp>
 #include <bitladder/kernels/cpu/detail/avx2_source.hpp>
@@ -108,28 +109,26 @@ BL_AVX2_INLINE void multiply_tile_avx2(const float* w, const float* x, int words
                                        bool first) {
   // Compilers that do not unroll these loops keep the sums in memory, at a third of the speed.
   __m256 sum[4][Count];
-#pragma GCC unroll 4
-  for (int r = 0; r < 4; ++r)
-#pragma GCC unroll 4
-    for (int i = 0; i < Count; ++i)
-      sum[r][i] = first ? _mm256_setzero_ps() : _mm256_load_ps(sums + (i * 8 + r) * 8);
+  BL_UNROLL(4)
+  for (int r = 0; r < 4; ++r) BL_UNROLL(4)
+  for (int i = 0; i < Count; ++i)
+    sum[r][i] = first ? _mm256_setzero_ps() : _mm256_load_ps(sums + (i * 8 + r) * 8);
   for (int k = 0; k < words; ++k) {
     __m256 v[Count];
-#pragma GCC unroll 4
+    BL_UNROLL(4)
     for (int i = 0; i < Count; ++i) v[i] = _mm256_load_ps(x + 8 * i);
-#pragma GCC unroll 4
+    BL_UNROLL(4)
     for (int r = 0; r < 4; ++r) {
       const __m256 weight = _mm256_load_ps(w + 8 * r);
-#pragma GCC unroll 4
+      BL_UNROLL(4)
       for (int i = 0; i < Count; ++i) sum[r][i] = _mm256_fmadd_ps(weight, v[i], sum[r][i]);
     }
     w += 64;
     x += 8 * Count;
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < 4; ++r)
-#pragma GCC unroll 4
-    for (int i = 0; i < Count; ++i) _mm256_store_ps(sums + (i * 8 + r) * 8, sum[r][i]);
+  BL_UNROLL(4)
+  for (int r = 0; r < 4; ++r) BL_UNROLL(4)
+  for (int i = 0; i < Count; ++i) _mm256_store_ps(sums + (i * 8 + r) * 8, sum[r][i]);
 }
 
 template <int Count>

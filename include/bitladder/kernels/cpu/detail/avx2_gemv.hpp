@@ -3,6 +3,7 @@
 // by tests/kernels/cpu/gemv_test.cpp.
 #pragma once
 
+#include <bitladder/config.hpp>
 #include <bitladder/core/bitplane.hpp>
 #include <bitladder/core/codebook.hpp>
 #include <bitladder/core/dtype.hpp>
@@ -53,7 +54,7 @@ BL_AVX2_INLINE void add_words(const typename Decoder::chunk (&c)[Rows],
     const float* at = xs + 32 * First;
     const __m256 x0 = _mm256_load_ps(at), x1 = _mm256_load_ps(at + 8), x2 = _mm256_load_ps(at + 16),
                  x3 = _mm256_load_ps(at + 24);
-#pragma GCC unroll 2
+    BL_UNROLL(2)
     for (int i = 0; i < Rows; ++i) {
       __m256 v0, v1, v2, v3;
       Decoder::values(c[i], First, t[i], v0, v1, v2, v3);
@@ -76,10 +77,9 @@ BL_AVX2_INLINE void gemv_block_avx2(const bitplane_view& w, const codebook_view&
   const int whole_words = groups > 1 ? w.cols() / 32 : group_cols / 32, words = w.layout().words();
   const int group_words = groups > 1 ? group_cols / 32 : words;
   __m256 sum[Rows][4];
-#pragma GCC unroll 2
-  for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) sum[i][j] = _mm256_setzero_ps();
+  BL_UNROLL(2)
+  for (int i = 0; i < Rows; ++i) BL_UNROLL(4)
+  for (int j = 0; j < 4; ++j) sum[i][j] = _mm256_setzero_ps();
 
   for (int group = 0; group < groups; ++group) {
     typename decoder::table table[Rows];
@@ -90,7 +90,7 @@ BL_AVX2_INLINE void gemv_block_avx2(const bitplane_view& w, const codebook_view&
          word += decoder::words_at_once) {
       const float* xs = crossed + 32 * static_cast<std::ptrdiff_t>(word);
       typename decoder::chunk chunk[Rows];
-#pragma GCC unroll 2
+      BL_UNROLL(2)
       for (int i = 0; i < Rows; ++i)
         decoder::load(chunk[i], table[i], w, row + i, word, decoder::words_at_once);
       add_words<0, decoder::words_at_once, decoder>(chunk, table, xs, sum);
@@ -98,16 +98,16 @@ BL_AVX2_INLINE void gemv_block_avx2(const bitplane_view& w, const codebook_view&
     for (; word < end; word += decoder::words_at_once) {
       const int count = end - word < decoder::words_at_once ? end - word : decoder::words_at_once;
       typename decoder::chunk chunk[Rows];
-#pragma GCC unroll 2
+      BL_UNROLL(2)
       for (int i = 0; i < Rows; ++i) decoder::load(chunk[i], table[i], w, row + i, word, count);
       int k = 0;
       for (; k < count && word + k < last; ++k) {
         const float* xs = crossed + 32 * static_cast<std::ptrdiff_t>(word + k);
-#pragma GCC unroll 2
+        BL_UNROLL(2)
         for (int i = 0; i < Rows; ++i) {
           __m256 v[4];
           decoder::values(chunk[i], k, table[i], v[0], v[1], v[2], v[3]);
-#pragma GCC unroll 4
+          BL_UNROLL(4)
           for (int j = 0; j < 4; ++j)
             sum[i][j] = _mm256_fmadd_ps(v[j], _mm256_load_ps(xs + 8 * j), sum[i][j]);
         }
@@ -129,7 +129,7 @@ BL_AVX2_INLINE void gemv_block_avx2(const bitplane_view& w, const codebook_view&
       }
     }
   }
-#pragma GCC unroll 2
+  BL_UNROLL(2)
   for (int i = 0; i < Rows; ++i) {
     cross(sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
     y[row + i] = add_8(add_to_8(sum[i][0], sum[i][1], sum[i][2], sum[i][3]));
@@ -169,16 +169,15 @@ BL_AVX2_INLINE void gemv_block_avx2(const matrix_view<const T>& w, const float* 
                                     int row) {
   const int cols = w.cols(), whole = cols / 32 * 32;
   __m256 sum[Rows][4];
-#pragma GCC unroll 2
-  for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) sum[i][j] = _mm256_setzero_ps();
+  BL_UNROLL(2)
+  for (int i = 0; i < Rows; ++i) BL_UNROLL(4)
+  for (int j = 0; j < 4; ++j) sum[i][j] = _mm256_setzero_ps();
   const T* from[Rows];
   for (int i = 0; i < Rows; ++i) from[i] = w.row(row + i);
   for (int c = 0; c < whole; c += 32) {
     const __m256 x0 = _mm256_loadu_ps(x + c), x1 = _mm256_loadu_ps(x + c + 8),
                  x2 = _mm256_loadu_ps(x + c + 16), x3 = _mm256_loadu_ps(x + c + 24);
-#pragma GCC unroll 2
+    BL_UNROLL(2)
     for (int i = 0; i < Rows; ++i) {
       sum[i][0] = _mm256_fmadd_ps(load_8(from[i] + c), x0, sum[i][0]);
       sum[i][1] = _mm256_fmadd_ps(load_8(from[i] + c + 8), x1, sum[i][1]);
@@ -198,7 +197,7 @@ BL_AVX2_INLINE void gemv_block_avx2(const matrix_view<const T>& w, const float* 
                                     sum[i][j]);
     }
   }
-#pragma GCC unroll 2
+  BL_UNROLL(2)
   for (int i = 0; i < Rows; ++i)
     y[row + i] = add_8(add_to_8(sum[i][0], sum[i][1], sum[i][2], sum[i][3]));
 }

@@ -4,6 +4,7 @@
 // tests/kernels/cpu/gemm_test.cpp.
 #pragma once
 
+#include <bitladder/config.hpp>
 #include <bitladder/core/bitplane.hpp>
 #include <bitladder/core/codebook.hpp>
 #include <bitladder/core/matrix_view.hpp>
@@ -33,19 +34,19 @@ BL_AVX2_INLINE void add_words_batch(const typename Decoder::chunk& c,
   if constexpr (Words > 0) {
     const float* at = x + 32 * Count * First;
     __m256 v = Decoder::template value<0>(c, First, t);
-#pragma GCC unroll 4
+    BL_UNROLL(4)
     for (int i = 0; i < Count; ++i)
       sum[i][0] = _mm256_fmadd_ps(v, _mm256_load_ps(at + 32 * i), sum[i][0]);
     v = Decoder::template value<1>(c, First, t);
-#pragma GCC unroll 4
+    BL_UNROLL(4)
     for (int i = 0; i < Count; ++i)
       sum[i][1] = _mm256_fmadd_ps(v, _mm256_load_ps(at + 32 * i + 8), sum[i][1]);
     v = Decoder::template value<2>(c, First, t);
-#pragma GCC unroll 4
+    BL_UNROLL(4)
     for (int i = 0; i < Count; ++i)
       sum[i][2] = _mm256_fmadd_ps(v, _mm256_load_ps(at + 32 * i + 16), sum[i][2]);
     v = Decoder::template value<3>(c, First, t);
-#pragma GCC unroll 4
+    BL_UNROLL(4)
     for (int i = 0; i < Count; ++i)
       sum[i][3] = _mm256_fmadd_ps(v, _mm256_load_ps(at + 32 * i + 24), sum[i][3]);
     add_words_batch<First + 1, Words - 1, Decoder>(c, t, x, sum);
@@ -62,10 +63,9 @@ BL_AVX2_INLINE void gemv_batch_row_avx2(const bitplane_view& w, const codebook_v
   const int words = w.layout().words(), whole_words = w.cols() / 32;
   const int group_words = words / tables.groups();
   __m256 sum[Count][4];
-#pragma GCC unroll 4
-  for (int i = 0; i < Count; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) sum[i][j] = _mm256_setzero_ps();
+  BL_UNROLL(4)
+  for (int i = 0; i < Count; ++i) BL_UNROLL(4)
+  for (int j = 0; j < 4; ++j) sum[i][j] = _mm256_setzero_ps();
 
   for (int word = 0, group = 0; group < tables.groups(); ++group) {
     typename decoder::table table;
@@ -92,14 +92,13 @@ BL_AVX2_INLINE void gemv_batch_row_avx2(const bitplane_view& w, const codebook_v
           v[j] =
               _mm256_blendv_ps(_mm256_set1_ps(padding_weight), v[j], _mm256_load_ps(keep + 8 * j));
       }
-#pragma GCC unroll 4
-      for (int i = 0; i < Count; ++i)
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j)
-          sum[i][j] = _mm256_fmadd_ps(v[j], _mm256_load_ps(xs + 32 * i + 8 * j), sum[i][j]);
+      BL_UNROLL(4)
+      for (int i = 0; i < Count; ++i) BL_UNROLL(4)
+      for (int j = 0; j < 4; ++j)
+        sum[i][j] = _mm256_fmadd_ps(v[j], _mm256_load_ps(xs + 32 * i + 8 * j), sum[i][j]);
     }
   }
-#pragma GCC unroll 4
+  BL_UNROLL(4)
   for (int i = 0; i < Count; ++i) {
     cross(sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
     y(i, row) = add_8(add_to_8(sum[i][0], sum[i][1], sum[i][2], sum[i][3]));

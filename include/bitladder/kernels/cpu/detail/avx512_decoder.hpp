@@ -6,6 +6,7 @@
 // tests/kernels/cpu/avx512_emulated_test.cpp, and on machines with AVX-512 by gemv_test.cpp.
 #pragma once
 
+#include <bitladder/config.hpp>
 #include <bitladder/core/bitplane.hpp>
 #include <bitladder/core/dtype.hpp>
 #include <bitladder/kernels/cpu/isa.hpp>
@@ -75,7 +76,7 @@ struct avx512_nibbles {
                                     int word, int count) {
     const __m512i even = _mm512_set1_epi32(0x55555555), low = _mm512_set1_epi32(0x33333333);
     __m512i r[4];  // plane of weight 2^j, then nibble i of r[j] is column 4i + j
-#pragma GCC unroll 4
+    BL_UNROLL(4)
     for (int j = 0; j < 4; ++j)
       r[j] = j < Bits ? load_words(w.row(Bits - 1 - j, row) + word, count) : _mm512_setzero_si512();
     swap_bits<1>(r[0], r[1], even);
@@ -137,12 +138,12 @@ struct avx512_shorts {
                              int count) {
     // The words of a plane, two at a time, are the masks of 64 codes.
     alignas(64) std::uint64_t plane[Bits][avx512_words / 2];
-#pragma GCC unroll 8
+    BL_UNROLL(8)
     for (int p = 0; p < Bits; ++p)
       _mm512_store_si512(plane[p], load_words(w.row(p, row) + word, count));
     for (int pair = 0; 2 * pair < count; ++pair) {
       __m512i code = _mm512_maskz_set1_epi8(plane[Bits - 1][pair], 1);
-#pragma GCC unroll 8
+      BL_UNROLL(8)
       for (int p = Bits - 2; p >= 0; --p)
         code = _mm512_mask_add_epi8(code, plane[p][pair], code,
                                     _mm512_set1_epi8(static_cast<char>(1 << (Bits - 1 - p))));
@@ -204,31 +205,30 @@ struct avx512_bytes {
                                   int word, int count) {
     // Byte k of eight is the plane of weight 2^(7 - k).
     __m512i plane[8];
-#pragma GCC unroll 8
+    BL_UNROLL(8)
     for (int k = 0; k < 8; ++k)
       plane[k] = k < 8 - Bits ? _mm512_setzero_si512()
                               : load_words(w.row(k - (8 - Bits), row) + word, count);
     // Bytes of eight planes side by side: within 16 bytes of the planes, that is four words, ...
     __m512i two[8], four[8];
-#pragma GCC unroll 4
+    BL_UNROLL(4)
     for (int k = 0; k < 4; ++k) {
       two[k] = _mm512_unpacklo_epi8(plane[2 * k], plane[2 * k + 1]);
       two[k + 4] = _mm512_unpackhi_epi8(plane[2 * k], plane[2 * k + 1]);
     }
-#pragma GCC unroll 2
-    for (int half = 0; half < 8; half += 4)
-#pragma GCC unroll 2
-      for (int k = 0; k < 2; ++k) {
-        four[half + k] = _mm512_unpacklo_epi16(two[half + 2 * k], two[half + 2 * k + 1]);
-        four[half + k + 2] = _mm512_unpackhi_epi16(two[half + 2 * k], two[half + 2 * k + 1]);
-      }
+    BL_UNROLL(2)
+    for (int half = 0; half < 8; half += 4) BL_UNROLL(2)
+    for (int k = 0; k < 2; ++k) {
+      four[half + k] = _mm512_unpacklo_epi16(two[half + 2 * k], two[half + 2 * k + 1]);
+      four[half + k + 2] = _mm512_unpackhi_epi16(two[half + 2 * k], two[half + 2 * k + 1]);
+    }
     // ... and at last across them: bytes 0 and 1 (2 and 3) of a word m, then m + 4, such that the
     // values of word m come to lie in one piece.
     const __m512i first =
         _mm512_setr_epi32(0, 16, 4, 20, 1, 17, 5, 21, 8, 24, 12, 28, 9, 25, 13, 29);
     const __m512i second =
         _mm512_setr_epi32(2, 18, 6, 22, 3, 19, 7, 23, 10, 26, 14, 30, 11, 27, 15, 31);
-#pragma GCC unroll 4
+    BL_UNROLL(4)
     for (int m = 0; m < 4; ++m) {
       const __m512i a = four[2 * m], b = four[2 * m + 1];
       std::uint16_t* out = c.values + half_at(m, 0);

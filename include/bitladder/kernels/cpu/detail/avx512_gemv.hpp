@@ -3,6 +3,7 @@
 // tests/kernels/cpu/avx512_emulated_test.cpp, and on machines with AVX-512 by gemv_test.cpp.
 #pragma once
 
+#include <bitladder/config.hpp>
 #include <bitladder/core/bitplane.hpp>
 #include <bitladder/core/codebook.hpp>
 #include <bitladder/kernels/cpu/detail/avx2_lanes.hpp>
@@ -90,7 +91,7 @@ BL_AVX512 void gemv_block_avx512(const bitplane_view& w, const codebook_view& ta
   const int groups = tables.groups(), words = w.layout().words(), whole = w.cols() / 32;
   const int group_words = groups > 1 ? words / groups : words;
   __m512 sum[Rows][2];
-#pragma GCC unroll 4
+  BL_UNROLL(4)
   for (int i = 0; i < Rows; ++i) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
 
   for (int group = 0; group < groups; ++group) {
@@ -100,13 +101,13 @@ BL_AVX512 void gemv_block_avx512(const bitplane_view& w, const codebook_view& ta
     for (int word = group * group_words; word < end; word += avx512_words) {
       const int count = end - word < avx512_words ? end - word : avx512_words;
       typename Decoder::chunk chunk[Rows];
-#pragma GCC unroll 4
+      BL_UNROLL(4)
       for (int i = 0; i < Rows; ++i) Decoder::load(chunk[i], table[i], w, row + i, word, count);
       const int full = whole - word < count ? whole - word : count;
       for (int k = 0; k < full; ++k) {
         const float* xs = arranged + 32 * static_cast<std::ptrdiff_t>(word + k);
         const __m512 x0 = _mm512_load_ps(xs), x1 = _mm512_load_ps(xs + 16);
-#pragma GCC unroll 4
+        BL_UNROLL(4)
         for (int i = 0; i < Rows; ++i) {
           __m512 v0, v1;
           Decoder::values(chunk[i], k, table[i], v0, v1);
@@ -128,7 +129,7 @@ BL_AVX512 void gemv_block_avx512(const bitplane_view& w, const codebook_view& ta
       }
     }
   }
-#pragma GCC unroll 4
+  BL_UNROLL(4)
   for (int i = 0; i < Rows; ++i) {
     const __m512 a = sum[i][0], b = sum[i][1];
     if constexpr (Decoder::paired) {
