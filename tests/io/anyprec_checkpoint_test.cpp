@@ -6,7 +6,7 @@
 #include <bitladder/io/anyprec_writer.hpp>
 
 #include "io/damage.hpp"
-#include "io/files.hpp"
+#include <support/files.hpp>
 
 #include <doctest/doctest.h>
 

@@ -3,8 +3,8 @@
 #include <bitladder/core/pack.hpp>
 #include <bitladder/io/anyprec_layout.hpp>
 
-#include "io/files.hpp"
 #include "support/random.hpp"
+#include <support/files.hpp>
 
 #include <doctest/doctest.h>
 

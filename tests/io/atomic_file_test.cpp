@@ -2,7 +2,7 @@
 // No random data.
 #include <bitladder/io/atomic_file.hpp>
 
-#include "io/files.hpp"
+#include <support/files.hpp>
 
 #include <doctest/doctest.h>
 

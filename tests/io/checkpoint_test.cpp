@@ -3,8 +3,8 @@
 #include <bitladder/io/checkpoint.hpp>
 #include <bitladder/io/safetensors_writer.hpp>
 
-#include "io/files.hpp"
 #include "io/small_checkpoint.hpp"
+#include <support/files.hpp>
 
 #include <doctest/doctest.h>
 

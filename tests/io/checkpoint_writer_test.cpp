@@ -3,9 +3,9 @@
 #include <bitladder/io/checkpoint.hpp>
 #include <bitladder/io/checkpoint_writer.hpp>
 
-#include "io/files.hpp"
 #include "io/small_checkpoint.hpp"
 #include "support/random.hpp"
+#include <support/files.hpp>
 
 #include <doctest/doctest.h>
 

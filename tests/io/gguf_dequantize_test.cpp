@@ -4,8 +4,8 @@
 #include <bitladder/io/gguf.hpp>
 #include <bitladder/io/gguf_dequantize.hpp>
 
-#include "io/files.hpp"
 #include "io/gguf_bytes.hpp"
+#include <support/files.hpp>
 
 #include <doctest/doctest.h>
 

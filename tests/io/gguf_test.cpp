@@ -4,9 +4,9 @@
 #include <bitladder/io/gguf_dequantize.hpp>
 
 #include "io/damage.hpp"
-#include "io/files.hpp"
 #include "io/gguf_bytes.hpp"
 #include "support/random.hpp"
+#include <support/files.hpp>
 
 #include <doctest/doctest.h>
 

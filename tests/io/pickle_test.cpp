@@ -3,7 +3,7 @@
 #include <bitladder/io/pickle.hpp>
 
 #include "io/damage.hpp"
-#include "io/files.hpp"
+#include <support/files.hpp>
 
 #include <doctest/doctest.h>
 

@@ -4,8 +4,8 @@
 #include <bitladder/io/safetensors.hpp>
 
 #include "io/damage.hpp"
-#include "io/files.hpp"
 #include "support/random.hpp"
+#include <support/files.hpp>
 
 #include <doctest/doctest.h>
 

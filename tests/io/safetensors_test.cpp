@@ -2,9 +2,9 @@
 // Seed 11. data/foreign.safetensors was written by the Python package (make_safetensors_golden.py).
 #include <bitladder/io/safetensors.hpp>
 
-#include "io/files.hpp"
 #include "io/golden.hpp"
 #include "support/random.hpp"
+#include <support/files.hpp>
 
 #include <doctest/doctest.h>
 

@@ -5,9 +5,9 @@
 #include <bitladder/io/safetensors_plan.hpp>
 #include <bitladder/io/safetensors_writer.hpp>
 
-#include "io/files.hpp"
 #include "io/golden.hpp"
 #include "support/random.hpp"
+#include <support/files.hpp>
 
 #include <doctest/doctest.h>
 

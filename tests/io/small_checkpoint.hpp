@@ -8,8 +8,8 @@
 #include <bitladder/core/pack.hpp>
 #include <bitladder/io/checkpoint_writer.hpp>
 
-#include "io/files.hpp"
 #include "support/random.hpp"
+#include <support/files.hpp>
 
 #include <algorithm>
 #include <string>

@@ -5,7 +5,7 @@
 #include <bitladder/io/torch_writer.hpp>
 
 #include "io/damage.hpp"
-#include "io/files.hpp"
+#include <support/files.hpp>
 
 #include <doctest/doctest.h>
 

@@ -5,8 +5,8 @@
 #include <bitladder/io/torch_writer.hpp>
 
 #include "io/damage.hpp"
-#include "io/files.hpp"
 #include "io/golden.hpp"
+#include <support/files.hpp>
 
 #include <doctest/doctest.h>
 

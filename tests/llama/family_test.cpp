@@ -3,6 +3,7 @@
 // against itself: chunks, precisions, checkpoints. Seeds: 81 and on.
 #include <bitladder/io/checkpoint.hpp>
 
+#include "logits.hpp"
 #include "model_folder.hpp"
 #include <llama/backend_cpu.hpp>
 #include <llama/forward.hpp>
@@ -25,39 +26,10 @@ namespace fs = std::filesystem;
 namespace {
 
 using cpu_session = llama::session<llama::cpu_backend>;
+using support::all_logits;
+using support::contains;
+using support::error_of;
 using support::stored_model;
-
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const bitladder::error& e) {
-    return e.what();
-  }
-  return "no error";
-}
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
-
-/// Logits of all `ids`, forwarded `chunk` at a time.
-std::vector<float> all_logits(const llama::model& m, const std::vector<int>& ids, int bits,
-                              int chunk = 0, int threads = 1) {
-  bitladder::thread_pool pool(threads);
-  llama::cpu_backend backend(m, threads > 1 ? &pool : nullptr);
-  cpu_session s(backend);
-  std::vector<float> out;
-  const int count = static_cast<int>(ids.size());
-  for (int begin = 0; begin < count;) {
-    const int rows = std::min(chunk > 0 ? chunk : count, count - begin);
-    s.forward({ids.data() + begin, static_cast<std::size_t>(rows)}, bits);
-    const auto logits = s.logits(0, rows);
-    out.insert(out.end(), logits.data(),
-               logits.data() + static_cast<std::size_t>(rows) * logits.stride());
-    begin += rows;
-  }
-  return out;
-}
 
 /// The largest difference from the golden logits, by the largest of those.
 double relative_difference(const std::vector<float>& logits, const nlohmann::json& golden) {
@@ -243,9 +215,10 @@ TEST_CASE("only the linears that are asked for are quantized; the others stay as
   const auto refused = [&](const std::vector<std::string>& modules) {
     options.modules.names = modules;
     return error_of([&] {
-      llama::quantize_model(support::golden_folder("opt_f16"), folder.path() / "x", options,
-                            nullptr);
-    });
+             llama::quantize_model(support::golden_folder("opt_f16"), folder.path() / "x", options,
+                                   nullptr);
+           })
+        .text;
   };
   CHECK(refused({"fc1", "mlp.up_proj"}) ==
         "modules: expected linears of a model of type opt, which are self_attn.q_proj, "
@@ -260,7 +233,7 @@ TEST_CASE("a table of positions bounds the tokens of a session") {
   llama::cpu_backend backend(m);
   CHECK(cpu_session(backend).capacity() == 128);
   CHECK(cpu_session(backend, 128).capacity() == 128);
-  CHECK(contains(error_of([&] { cpu_session(backend, 129); }),
+  CHECK(contains(error_of([&] { cpu_session(backend, 129); }).text,
                  "opt_f16: has a table of 128 positions, 129 tokens asked for"));
 }
 
@@ -271,7 +244,7 @@ TEST_CASE("what a family has not is refused where the file says it is there") {
     change(m);
     const support::temporary_folder folder;
     m.write(folder.path());
-    const std::string text = error_of([&] { llama::load(folder.path()); });
+    const std::string text = error_of([&] { llama::load(folder.path()); }).text;
     CHECK(contains(text, folder.path().string()));
     return text;
   };

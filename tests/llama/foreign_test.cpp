@@ -29,47 +29,13 @@ namespace fs = std::filesystem;
 namespace {
 
 using bitladder::dtype;
+using support::error_of;
+using support::read_all;
+using support::read_folder;
 using support::stored_model;
-
-class workplace {
- public:
-  fs::path operator/(const std::string& name) const { return folder_.path() / name; }
-
- private:
-  support::temporary_folder folder_;
-};
-
-std::string read_all(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  REQUIRE_MESSAGE(in.good(), path.string());
-  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-}
-
-void write_all(const fs::path& path, const std::string& bytes) {
-  std::ofstream(path, std::ios::binary) << bytes;
-}
-
-std::map<std::string, std::string> read_folder(const fs::path& folder) {
-  std::map<std::string, std::string> files;
-  for (const auto& entry : fs::directory_iterator(folder))
-    files[entry.path().filename().string()] = read_all(entry.path());
-  return files;
-}
-
-struct thrown {
-  bitladder::status code = bitladder::status::ok;
-  std::string text;
-  bool names(const std::string& part) const { return text.find(part) != std::string::npos; }
-};
-
-thrown error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const bitladder::error& e) {
-    return {e.code(), e.what()};
-  }
-  return {};
-}
+using support::thrown;
+using support::write_all;
+using workplace = support::temporary_folder;
 
 void add_random(stored_model& m, support::random& random, const std::string& name,
                 const std::vector<std::int64_t>& shape) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Logits against Hugging Face transformers (golden values of make_llama_golden.py), and against
 // itself: chunks, threads, precisions. Seeds: 51 and on.
+#include "logits.hpp"
 #include "model_folder.hpp"
 #include <llama/backend_cpu.hpp>
 #include <llama/forward.hpp>
@@ -17,26 +18,8 @@
 namespace {
 
 using cpu_session = llama::session<llama::cpu_backend>;
+using support::all_logits;
 using support::stored_model;
-
-/// Logits of all `ids`, forwarded `chunk` at a time.
-std::vector<float> all_logits(const llama::model& m, const std::vector<int>& ids, int bits,
-                              int chunk = 0, int threads = 1) {
-  bitladder::thread_pool pool(threads);
-  llama::cpu_backend backend(m, threads > 1 ? &pool : nullptr);
-  cpu_session s(backend);
-  std::vector<float> out;
-  const int count = static_cast<int>(ids.size());
-  for (int begin = 0; begin < count;) {
-    const int rows = std::min(chunk > 0 ? chunk : count, count - begin);
-    s.forward({ids.data() + begin, static_cast<std::size_t>(rows)}, bits);
-    const auto logits = s.logits(0, rows);
-    out.insert(out.end(), logits.data(),
-               logits.data() + static_cast<std::size_t>(rows) * logits.stride());
-    begin += rows;
-  }
-  return out;
-}
 
 double worst_difference(const std::vector<float>& logits, const nlohmann::json& golden) {
   double worst = 0;

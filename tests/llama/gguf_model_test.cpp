@@ -6,7 +6,6 @@
 #include <bitladder/io/gguf.hpp>
 #include <bitladder/io/safetensors_set.hpp>
 
-#include "io/files.hpp"
 #include "io/gguf_bytes.hpp"
 #include <llama/backend_cpu.hpp>
 #include <llama/config_json.hpp>
@@ -18,6 +17,7 @@
 #include <llama/gguf_weights.hpp>
 #include <llama/model.hpp>
 #include <llama/tokenizer.hpp>
+#include <support/files.hpp>
 
 #include <doctest/doctest.h>
 #include <nlohmann/json.hpp>
@@ -34,6 +34,7 @@
 namespace {
 
 using nlohmann::json;
+using support::contains;
 using support::error_of;
 using support::temporary_folder;
 using type = llama::gguf_token_type;
@@ -115,10 +116,6 @@ void check_equal(const llama::tokenizer& a, const llama::tokenizer& b) {
 
 std::string complaint(const llama::gguf_tokenizer& t) {
   return error_of([&] { llama::tokenizer_json(t, "m.gguf"); }).text;
-}
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
 }
 
 /// A golden folder as the GGUF file that a converter makes of it, without a tokenizer.

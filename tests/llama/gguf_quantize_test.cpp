@@ -3,12 +3,12 @@
 #include <bitladder/io/checkpoint.hpp>
 #include <bitladder/io/tensor_info.hpp>
 
-#include "io/files.hpp"
 #include <llama/config_json.hpp>
 #include <llama/float_tensors.hpp>
 #include <llama/model.hpp>
 #include <llama/quantize_model.hpp>
 #include <llama/tokenizer.hpp>
+#include <support/files.hpp>
 
 #include <doctest/doctest.h>
 #include <nlohmann/json.hpp>
@@ -21,14 +21,11 @@
 namespace {
 
 using nlohmann::json;
+using support::contains;
 using support::error_of;
 using support::temporary_folder;
 
 const std::filesystem::path data = std::filesystem::path(BL_SOURCE_DIR) / "tests/llama/data";
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
 
 }  // namespace
 

@@ -2,7 +2,6 @@
 // Seed 22. data/*.gguf were written by make_gguf_golden.py with the Python package `gguf`.
 #include <bitladder/io/gguf.hpp>
 
-#include "io/files.hpp"
 #include "io/gguf_bytes.hpp"
 #include "support/random.hpp"
 #include <llama/gguf_config.hpp>
@@ -10,6 +9,7 @@
 #include <llama/gguf_tokenizer.hpp>
 #include <llama/gguf_weights.hpp>
 #include <llama/rope.hpp>
+#include <support/files.hpp>
 
 #include <doctest/doctest.h>
 

@@ -6,10 +6,10 @@
 #include <bitladder/core/dtype.hpp>
 
 #include <llama/families.hpp>
+#include <support/files.hpp>
 #include <support/random.hpp>
 
 #include <nlohmann/json.hpp>
-#include <unistd.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -21,27 +21,6 @@
 #include <vector>
 
 namespace support {
-
-/// A folder that goes when the test ends.
-class temporary_folder {
- public:
-  temporary_folder() {
-    static int count = 0;
-    path_ = std::filesystem::temp_directory_path() /
-            ("bitladder_test_" + std::to_string(::getpid()) + "_" + std::to_string(count++));
-    std::filesystem::create_directories(path_);
-  }
-  temporary_folder(const temporary_folder&) = delete;
-  temporary_folder& operator=(const temporary_folder&) = delete;
-  ~temporary_folder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 /// The folders that make_llama_golden.py writes: Llamas ...
 inline const std::vector<std::string> golden_models = {"mha_untied_f16", "gqa_tied_f32",

@@ -26,34 +26,14 @@ namespace fs = std::filesystem;
 
 namespace {
 
-std::map<std::string, std::string> files_of(const fs::path& folder) {
-  std::map<std::string, std::string> files;
-  for (const auto& entry : fs::directory_iterator(folder)) {
-    std::ifstream in(entry.path(), std::ios::binary);
-    files[entry.path().filename().string()] = {std::istreambuf_iterator<char>(in),
-                                               std::istreambuf_iterator<char>()};
-  }
-  return files;
-}
+using support::contains;
+using support::error_of;
 
 std::vector<std::string> names_in(const fs::path& folder) {
   std::vector<std::string> names;
   for (const auto& entry : fs::directory_iterator(folder))
     names.push_back(entry.path().filename().string());
   return names;
-}
-
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const bitladder::error& e) {
-    return e.what();
-  }
-  return "no error";
-}
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
 }
 
 /// A sensitivity for every projection of `m`: a small model file of its own.
@@ -125,7 +105,7 @@ TEST_CASE("the bytes do not depend on the number of threads") {
     bitladder::thread_pool pool(threads);
     const fs::path out = folder.path() / std::to_string(threads);
     llama::quantize_model(source, out, {}, &pool);
-    CHECK(files_of(out) == files_of(folder.path() / "alone"));
+    CHECK(support::read_folder(out) == support::read_folder(folder.path() / "alone"));
   }
 }
 
@@ -133,7 +113,7 @@ TEST_CASE("killed after any linear and started again, it ends with the same byte
   support::temporary_folder folder;
   const fs::path source = support::golden_folder("mha_untied_f16");
   const auto errors = llama::quantize_model(source, folder.path() / "whole", {}, nullptr);
-  const auto whole = files_of(folder.path() / "whole");
+  const auto whole = support::read_folder(folder.path() / "whole");
   for (std::size_t kill_after = 0; kill_after <= errors.size(); kill_after += 3) {
     CAPTURE(kill_after);
     const fs::path out = folder.path() / ("killed" + std::to_string(kill_after));
@@ -156,7 +136,7 @@ TEST_CASE("killed after any linear and started again, it ends with the same byte
                               std::int64_t) { resumed = skipped; });
     // The last linear before the kill may still have been on its way to the disk.
     if (kill_after > 2) CHECK(resumed > 0);
-    CHECK(files_of(out) == whole);
+    CHECK(support::read_folder(out) == whole);
     CHECK(!fs::exists(out.string() + ".partial"));
     CHECK(!fs::exists(out.string() + ".report"));
   }
@@ -172,12 +152,12 @@ TEST_CASE("unfinished work of other options is not mixed in, nor thrown away una
   CHECK_THROWS_AS(llama::quantize_model(source, out, {}, nullptr, interrupt), stop);
   llama::quantize_model_options other;
   other.kmeans.seed_bits = 4;
-  CHECK(contains(error_of([&] { llama::quantize_model(source, out, other, nullptr); }),
+  CHECK(contains(error_of([&] { llama::quantize_model(source, out, other, nullptr); }).text,
                  "unfinished work"));
   other.overwrite = true;
   llama::quantize_model(source, out, other, nullptr);
   CHECK(bitladder::checkpoint(out).seed_bits() == 4);
-  CHECK(contains(error_of([&] { llama::quantize_model(source, out, {}, nullptr); }),
+  CHECK(contains(error_of([&] { llama::quantize_model(source, out, {}, nullptr); }).text,
                  "is there already"));
 }
 
@@ -190,20 +170,21 @@ TEST_CASE("sensitivities change the result, and must match the weights") {
   write_sensitivities(m, options.sensitivities);
   const auto weighted = llama::quantize_model(source, folder.path() / "weighted", options, nullptr);
   const auto uniform = llama::quantize_model(source, folder.path() / "uniform", {}, nullptr);
-  CHECK(files_of(folder.path() / "weighted").at("model.safetensors") !=
-        files_of(folder.path() / "uniform").at("model.safetensors"));
+  CHECK(support::read_folder(folder.path() / "weighted").at("model.safetensors") !=
+        support::read_folder(folder.path() / "uniform").at("model.safetensors"));
 
   support::stored_model wrong = m;
   const std::string victim = "model.layers.1.mlp.up_proj.weight";
   std::swap(wrong.tensors.at(victim).shape[0], wrong.tensors.at(victim).shape[1]);
   write_sensitivities(wrong, options.sensitivities);
   std::string text =
-      error_of([&] { llama::quantize_model(source, folder.path() / "x", options, nullptr); });
+      error_of([&] { llama::quantize_model(source, folder.path() / "x", options, nullptr); }).text;
   CHECK(contains(text, victim));
   CHECK(contains(text, "s.safetensors"));
   wrong.tensors.erase(victim);
   write_sensitivities(wrong, options.sensitivities);
-  text = error_of([&] { llama::quantize_model(source, folder.path() / "x", options, nullptr); });
+  text =
+      error_of([&] { llama::quantize_model(source, folder.path() / "x", options, nullptr); }).text;
   CHECK(contains(text, victim));
   CHECK(!fs::exists(folder.path() / "x"));
   CHECK(!fs::exists(folder.path() / "x.partial"));
@@ -219,7 +200,7 @@ TEST_CASE("bad weights and options are refused by name, and leave no checkpoint"
   const float nan = std::nanf("");
   std::memcpy(bytes.data() + 4 * (m.tensors.at(victim).shape[1] + 2), &nan, 4);
   m.write(bad);
-  std::string text = error_of([&] { llama::quantize_model(bad, out, {}, nullptr); });
+  std::string text = error_of([&] { llama::quantize_model(bad, out, {}, nullptr); }).text;
   CHECK(contains(text, victim));
   CHECK(contains(text, "row 1, column 2"));
   CHECK(contains(text, bad.string()));
@@ -228,14 +209,14 @@ TEST_CASE("bad weights and options are refused by name, and leave no checkpoint"
   llama::quantize_model_options options;
   options.kmeans.groups = 7;
   text = error_of([&] {
-    llama::quantize_model(support::golden_folder("gqa_tied_f32"), folder.path() / "groups", options,
-                          nullptr);
-  });
+           llama::quantize_model(support::golden_folder("gqa_tied_f32"), folder.path() / "groups",
+                                 options, nullptr);
+         }).text;
   CHECK(contains(text, "groups"));
   CHECK(contains(text, "q_proj"));
 
   const fs::path done = folder.path() / "done";
   llama::quantize_model(support::golden_folder("gqa_tied_f32"), done, {}, nullptr);
-  text = error_of([&] { llama::quantize_model(done, folder.path() / "again", {}, nullptr); });
+  text = error_of([&] { llama::quantize_model(done, folder.path() / "again", {}, nullptr); }).text;
   CHECK(contains(text, "quantized already"));
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What the file tests share: a folder that goes away, whole files as strings, child processes, and
-// the error that a call throws.
+// What tests that read and write files share: a folder that goes away, whole files as strings,
+// child processes, and the error that a call throws.
 #pragma once
 
 #include <bitladder/core/status.hpp>
@@ -88,6 +88,10 @@ thrown error_of(F&& call) {
     return {e.code(), e.what()};
   }
   return {};
+}
+
+inline bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
 }
 
 /// Runs `body` in a child process.
