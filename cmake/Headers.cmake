@@ -100,6 +100,7 @@ set(BL_CUDA_HEADERS
   include/bitladder/kernels/cuda/detail/generic_launch.cuh
   include/bitladder/kernels/cuda/detail/large_batch_kernel.cuh
   include/bitladder/kernels/cuda/detail/large_batch_output.cuh
+  include/bitladder/kernels/cuda/detail/large_batch_plan.cuh
   include/bitladder/kernels/cuda/detail/large_batch_tables.cuh
   include/bitladder/kernels/cuda/detail/launch.cuh
   include/bitladder/kernels/cuda/detail/lut.cuh

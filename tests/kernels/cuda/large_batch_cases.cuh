@@ -209,25 +209,27 @@ std::string run_plan(const bc::detail::large_batch_plan& plan, const numbers& x,
 }
 
 /// From the plainest plan to the most involved: the first that fails says which part is wrong.
-template <int Bits, int Tokens>
+template <int Bits, int Tokens, int Resident>
 void every_plan_is_right(const numbers& x, const weights& w, const expected& want,
                          const bc::device_properties& device, bool clusters) {
-  using shape = bc::detail::large_batch_shape<Bits, Tokens>;
+  using shape = bc::detail::large_batch_shape<Bits, Tokens, Resident>;
   for (const int cluster : {1, 2, 3, 5}) {
     if (cluster > 1 && !clusters) continue;
     for (const int replicas : {4, 2, 1}) {
       for (int stages = shape::min_stages; stages <= shape::max_stages; ++stages) {
         bc::detail::large_batch_plan plan;
         plan.tokens = Tokens;
+        plan.resident = Resident;
         plan.rows = shape::rows;
         plan.cluster = cluster;
         plan.replicas = replicas;
         plan.stages = stages;
         plan.shared_bytes = shape::shared_bytes(
-            bc::detail::large_batch_tables<Bits, shape::slots>::bytes(replicas), stages);
+            bc::detail::large_batch_tables_of<Bits, shape>::bytes(replicas), stages);
         if (plan.shared_bytes > device.shared_bytes_per_block) continue;
         CAPTURE(Bits);
         CAPTURE(Tokens);
+        CAPTURE(Resident);
         CAPTURE(cluster);
         CAPTURE(replicas);
         CAPTURE(stages);
@@ -247,9 +249,10 @@ void every_plan_is_right() {
   const weights w(300, 1056, 8, rng);  // 3 row blocks, 5 column tiles, both ragged
   const numbers x(dtype::f16, 130, 1056, 1056, rng);
   const expected want(x, w, Bits);
-  every_plan_is_right<Bits, 32>(x, w, want, device, clusters);
-  every_plan_is_right<Bits, 64>(x, w, want, device, clusters);
-  every_plan_is_right<Bits, 128>(x, w, want, device, clusters);
+  bc::detail::each_large_batch<Bits>([&](auto tokens, auto resident) {
+    every_plan_is_right<Bits, decltype(tokens)::value, decltype(resident)::value>(x, w, want,
+                                                                                  device, clusters);
+  });
 }
 
 /// The public call: all token counts and odd shapes, both types of x in turn.

@@ -30,9 +30,9 @@ template <int Bits>
 using bits = std::integral_constant<int, Bits>;
 
 /// Every address that lookups of a block's row tiles can form belongs to one table entry.
-template <int Bits, int Slots>
+template <int Bits, int Slots, bool Pairs>
 int table_collisions(int replicas) {
-  using tables = bc::detail::large_batch_tables<Bits, Slots>;
+  using tables = bc::detail::large_batch_tables<Bits, Slots, Pairs>;
   const int bytes = tables::bytes(replicas), low = tables::low_bits(replicas);
   std::vector<int> owner(size(bytes / 4), -1);
   int collisions = 0;
@@ -67,22 +67,25 @@ TEST_CASE_TEMPLATE("the tables of a block's row tiles share no byte", Bits, bits
   for (const int replicas : {4, 2, 1}) {
     CAPTURE(Bits::value);
     CAPTURE(replicas);
-    CHECK(table_collisions<Bits::value, 4>(replicas) == 0);
-    CHECK(table_collisions<Bits::value, 8>(replicas) == 0);
+    CHECK(table_collisions<Bits::value, 4, (Bits::value <= 4)>(replicas) == 0);
+    CHECK(table_collisions<Bits::value, 4, (Bits::value <= 3)>(replicas) == 0);
+    CHECK(table_collisions<Bits::value, 8, (Bits::value <= 3)>(replicas) == 0);
   }
 }
 
 TEST_CASE_TEMPLATE("a plan fits every supported card", Bits, bits<1>, bits<2>, bits<3>, bits<4>,
                    bits<5>, bits<6>, bits<7>, bits<8>) {
   struct card {
-    int capability, multiprocessors, shared;
+    int capability, multiprocessors, shared, of_multiprocessor;
   };
-  for (const card c : {card{80, 108, 166912}, card{86, 84, 101376}, card{89, 128, 101376},
-                       card{90, 132, 232448}, card{120, 188, 101376}}) {
+  for (const card c :
+       {card{80, 108, 166912, 167936}, card{86, 84, 101376, 102400}, card{89, 128, 101376, 102400},
+        card{90, 132, 232448, 233472}, card{120, 188, 101376, 102400}}) {
     bc::device_properties device;
     device.compute_capability = c.capability;
     device.multiprocessors = c.multiprocessors;
     device.shared_bytes_per_block = c.shared;
+    device.shared_bytes_per_multiprocessor = c.of_multiprocessor;
     for (const int m : {17, 32, 33, 64, 65, 200, 1024}) {
       for (const int rows : {16, 300, 4096, 28672}) {
         for (const int col_tiles : {1, 2, 16, 112}) {
@@ -98,6 +101,7 @@ TEST_CASE_TEMPLATE("a plan fits every supported card", Bits, bits<1>, bits<2>, b
           CHECK((plan.tokens == 32 || plan.tokens == 64 || plan.tokens == 128));
           CHECK(plan.stages >= 1);
           CHECK(plan.shared_bytes <= c.shared);
+          CHECK(plan.resident * (plan.shared_bytes + 1024) <= c.of_multiprocessor);
           CHECK(plan.cluster >= 1);
           CHECK(plan.cluster <= (c.capability >= 90 ? 8 : 1));
           CHECK(plan.cluster <= col_tiles);

@@ -12,6 +12,7 @@
 #include <bitladder/kernels/cuda/detail/check_gemm.cuh>
 #include <bitladder/kernels/cuda/detail/convert_x_kernel.cuh>
 #include <bitladder/kernels/cuda/detail/large_batch_kernel.cuh>
+#include <bitladder/kernels/cuda/detail/large_batch_plan.cuh>
 #include <bitladder/kernels/cuda/detail/launch.cuh>
 #include <bitladder/kernels/cuda/gemm_args.cuh>
 #include <bitladder/kernels/cuda/packed_layout.hpp>
@@ -29,18 +30,6 @@ namespace cuda {
 
 namespace detail {
 
-/// Tokens of the image of x, for blocks of `tokens`.
-[[nodiscard]] inline int large_batch_padded(int m, int tokens) noexcept {
-  return (m + tokens - 1) / tokens * tokens;
-}
-[[nodiscard]] inline int large_batch_col_tiles(int cols) noexcept {
-  return cols / packed_layout::tile_cols + (cols % packed_layout::tile_cols != 0);
-}
-[[nodiscard]] inline std::size_t large_batch_image_bytes(int m, int tokens, int cols) noexcept {
-  return static_cast<std::size_t>(large_batch_padded(m, tokens)) *
-         static_cast<std::size_t>(large_batch_col_tiles(cols)) * packed_layout::tile_cols * 2;
-}
-
 /// What a call of many tokens can get wrong.
 [[nodiscard]] inline status check_large_batch(int bits, const gemm_args& a) noexcept {
   const status s = check_gemm(bits, a);
@@ -50,129 +39,6 @@ namespace detail {
   // Blocks and columns are counted in 32 bits.
   const bool countable = a.m <= 1 << 22 && a.matrices[0].w.layout.cols <= 1 << 22;
   return countable ? status::ok : status::invalid_argument;
-}
-
-/// Row blocks of a launch, of `rows` each; with SwiGLU half of them are the gate's.
-[[nodiscard]] inline int large_batch_row_blocks(const gemm_args& args, int rows) noexcept {
-  const bool swiglu = args.epilogue == gemm_epilogue::swiglu;
-  if (swiglu) rows /= 2;
-  int blocks = 0;
-  for (int i = 0; i < (swiglu ? 1 : args.count); ++i)
-    blocks += (args.matrices[i].w.layout.rows + rows - 1) / rows;
-  return blocks;
-}
-
-/// How a call is spread over the card.
-struct large_batch_plan {
-  int tokens = 0;   ///< of a block: 32, 64 or 128
-  int rows = 0;     ///< of a block
-  int cluster = 1;  ///< blocks that divide the columns
-  int tail = 0;     ///< row blocks that are launched by themselves, as what is left of whole waves
-  int tail_cluster = 1;
-  int stages = 0;  ///< of each group of warps
-  int replicas = 0;
-  int shared_bytes = 0;
-  double clocks = 0;  ///< estimated
-};
-
-/// Shared memory for blocks of `Tokens`: as many copies of the tables, then as many stages as fit.
-/// @return false if not even the fewest stages do
-template <int Bits, int Tokens>
-[[nodiscard]] bool fit_large_batch(const device_properties& device,
-                                   large_batch_plan& plan) noexcept {
-  using shape = large_batch_shape<Bits, Tokens>;
-  plan.tokens = Tokens;
-  plan.rows = shape::rows;
-  // Only code for sm_90a gives stages back late.
-  const int fewest = device.compute_capability == 90 ? shape::min_stages : 1;
-  // What covers the latency of the second-level cache comes first, then copies of the tables, then
-  // more stages.
-  for (const int least : {shape::groups == 1 ? 4 : 2, fewest}) {
-    for (const int replicas : {4, 2, 1}) {
-      const int tables = large_batch_tables<Bits, shape::slots>::bytes(replicas);
-      if (shape::shared_bytes(tables, least) > device.shared_bytes_per_block) continue;
-      plan.replicas = replicas;
-      plan.stages = least;
-      while (plan.stages < shape::max_stages &&
-             shape::shared_bytes(tables, plan.stages + 1) <= device.shared_bytes_per_block)
-        ++plan.stages;
-      plan.shared_bytes = shape::shared_bytes(tables, plan.stages);
-      return true;
-    }
-  }
-  return false;
-}
-
-/// Clocks of row blocks whose columns clusters of `ways` blocks divide, on an H200: whole waves of
-/// blocks over the multiprocessors, a start and an end each, and column tiles in turns of the
-/// groups.
-template <int Bits, int Tokens>
-[[nodiscard]] double large_batch_clocks(int row_blocks, int token_tiles, int col_tiles, int ways,
-                                        const large_batch_plan& plan,
-                                        const device_properties& device) noexcept {
-  using shape = large_batch_shape<Bits, Tokens>;
-  constexpr bool pairs = large_batch_tables<Bits, shape::slots>::pairs;
-  // A column tile of 16 rows: instructions of the decoder and what it waits for, by measurement.
-  double tile = Tokens == 128 ? (pairs ? 400.0 : 520.0) + 20 * Bits
-                              : (pairs ? 100.0 : 190.0) + 13 * Bits + Tokens * 2.2;
-  if (plan.stages == 1) tile *= 1.5;  // nothing arrives while a stage is read
-  // Clusters lie within a part of the card whose multiprocessors are not a multiple of them: the
-  // share of all that were seen to start at once.
-  constexpr double usable[] = {1, 1, 0.73, 0.85, 0.61, 0.73};
-  const double room = device.multiprocessors * usable[ways - 1];
-  const double blocks = static_cast<double>(row_blocks) * token_tiles * ways;
-  double waves = static_cast<double>(static_cast<std::int64_t>(blocks / room));
-  if (waves * room < blocks) waves += 1;
-  const int share = (col_tiles + ways - 1) / ways;
-  const int turns = (share + shape::groups - 1) / shape::groups * shape::groups;
-  const double fixed = 3500 + (ways > 1 ? 2000 + 700.0 * ways : 0.0);
-  return waves * ((share + turns) * 0.5 * shape::slots * tile + fixed);
-}
-
-/// The better of `best` and what blocks of `Tokens` can do.
-template <int Bits, int Tokens>
-void consider_large_batch(const gemm_args& args, const device_properties& device, bool clusters,
-                          large_batch_plan& best) noexcept {
-  large_batch_plan plan;
-  if (!fit_large_batch<Bits, Tokens>(device, plan)) return;
-  const int token_tiles = (args.m + Tokens - 1) / Tokens;
-  const int col_tiles = large_batch_col_tiles(args.matrices[0].w.layout.cols);
-  const int row_blocks = large_batch_row_blocks(args, plan.rows);
-  const auto clocks = [&](int blocks, int ways) {
-    return large_batch_clocks<Bits, Tokens>(blocks, token_tiles, col_tiles, ways, plan, device);
-  };
-  const int most = std::min(clusters ? 6 : 1, col_tiles);
-  for (int ways = 1; ways <= most; ++ways) {
-    plan.cluster = ways;
-    plan.clocks = clocks(row_blocks, ways);
-    if (best.tokens == 0 || plan.clocks < best.clocks) best = plan;
-  }
-  // Whole waves first, then what is left with its columns divided.
-  plan.cluster = 1;
-  plan.tail = token_tiles == 1 ? row_blocks % device.multiprocessors : 0;
-  if (plan.tail == 0 || plan.tail == row_blocks) return;
-  for (int ways = 2; ways <= most; ++ways) {
-    plan.tail_cluster = ways;
-    plan.clocks = clocks(row_blocks - plan.tail, 1) + clocks(plan.tail, ways);
-    if (plan.clocks < best.clocks) best = plan;
-  }
-}
-
-/// Picks what an estimate of clocks expects to be fastest.
-/// @param clusters whether the kernel and the card have them
-template <int Bits>
-[[nodiscard]] large_batch_plan choose_large_batch(const gemm_args& args,
-                                                  const device_properties& device,
-                                                  bool clusters) noexcept {
-  large_batch_plan best;
-  if (args.m <= 32) {
-    consider_large_batch<Bits, 32>(args, device, clusters, best);
-  } else {
-    consider_large_batch<Bits, 64>(args, device, clusters, best);
-  }
-  if (args.m > 64 || best.tokens == 0)
-    consider_large_batch<Bits, 128>(args, device, clusters, best);
-  return best;
 }
 
 /// Queues the conversion of x to an image of `tokens`, or if that is 0 to rows of fp16.
@@ -201,11 +67,11 @@ template <int Bits>
 }
 
 /// Queues row blocks from p.first_block on, in clusters that divide the columns.
-template <int Bits, int Tokens>
+template <int Bits, int Tokens, int Resident>
 [[nodiscard]] status launch_large_batch(large_batch_params& p, const large_batch_plan& plan,
                                         int row_blocks, int cluster, bool pdl,
                                         cudaStream_t stream) noexcept {
-  void (*const kernel)(const large_batch_params) = &large_batch_kernel<Bits, Tokens>;
+  void (*const kernel)(const large_batch_params) = &large_batch_kernel<Bits, Tokens, Resident>;
   const void* function = reinterpret_cast<const void*>(kernel);
   cudaFuncAttributes compiled{};  // knows the threads that code of this architecture was made for
   status s = call_status(cudaFuncGetAttributes(&compiled, function));
@@ -240,16 +106,17 @@ template <int Bits, int Tokens>
   return call_status(cudaLaunchKernelEx(&config, kernel, p));
 }
 
-template <int Bits, int Tokens>
+template <int Bits, int Tokens, int Resident>
 [[nodiscard]] status launch_large_batch(large_batch_params& p, const large_batch_plan& plan,
                                         int row_blocks, bool pdl, cudaStream_t stream) noexcept {
   const int whole = row_blocks - plan.tail;
-  const status s =
-      whole == 0 ? status::ok
-                 : launch_large_batch<Bits, Tokens>(p, plan, whole, plan.cluster, pdl, stream);
+  const status s = whole == 0 ? status::ok
+                              : launch_large_batch<Bits, Tokens, Resident>(
+                                    p, plan, whole, plan.cluster, pdl, stream);
   if (s != status::ok || plan.tail == 0) return s;
   p.first_block = whole;
-  return launch_large_batch<Bits, Tokens>(p, plan, plan.tail, plan.tail_cluster, pdl, stream);
+  return launch_large_batch<Bits, Tokens, Resident>(p, plan, plan.tail, plan.tail_cluster, pdl,
+                                                    stream);
 }
 
 }  // namespace detail
@@ -269,7 +136,7 @@ template <int Bits>
 [[nodiscard]] status large_batch_clusters(const device_properties& device, bool& have) noexcept {
   cudaFuncAttributes compiled{};
   const status s = call_status(cudaFuncGetAttributes(
-      &compiled, reinterpret_cast<const void*>(&large_batch_kernel<Bits, 64>)));
+      &compiled, reinterpret_cast<const void*>(&large_batch_kernel<Bits, 64, 1>)));
   have = s == status::ok && device.compute_capability >= 90 && compiled.ptxVersion >= 90;
   return s;
 }
@@ -322,9 +189,13 @@ template <int Bits>
   const status s = launch_convert_x(args, p.padded_m, scratch, unscale, args.pdl && clusters,
                                     stream, plan.tokens != 128);
   if (s != status::ok) return s;
-  if (plan.tokens == 32) return launch_large_batch<Bits, 32>(p, plan, row_blocks, clusters, stream);
-  if (plan.tokens == 64) return launch_large_batch<Bits, 64>(p, plan, row_blocks, clusters, stream);
-  return launch_large_batch<Bits, 128>(p, plan, row_blocks, clusters, stream);
+  status launched = status::invalid_argument;  // sizes that no kernel has
+  each_large_batch<Bits>([&](auto tokens, auto resident) {
+    constexpr int t = decltype(tokens)::value, r = decltype(resident)::value;
+    if (plan.tokens == t && plan.resident == r)
+      launched = launch_large_batch<Bits, t, r>(p, plan, row_blocks, clusters, stream);
+  });
+  return launched;
 }
 
 }  // namespace detail

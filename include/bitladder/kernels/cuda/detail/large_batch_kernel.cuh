@@ -31,16 +31,16 @@ namespace cuda {
 namespace detail {
 
 /// Threads of a block: where threads copy for themselves, none only copies.
-template <int Bits, int Tokens>
+template <int Bits, int Tokens, int Resident>
 struct large_batch_threads {
-  using shape = large_batch_shape<Bits, Tokens>;
+  using shape = large_batch_shape<Bits, Tokens, Resident>;
   static constexpr int value = BL_HAS_WGMMA ? shape::threads : shape::warps * 32;
 };
 
-template <int Bits, int Tokens>
-BL_KERNEL __launch_bounds__((large_batch_threads<Bits, Tokens>::value), 1)
+template <int Bits, int Tokens, int Resident>
+BL_KERNEL __launch_bounds__((large_batch_threads<Bits, Tokens, Resident>::value), Resident)
     large_batch_kernel(const __grid_constant__ large_batch_params p) {
-  using shape = large_batch_shape<Bits, Tokens>;
+  using shape = large_batch_shape<Bits, Tokens, Resident>;
   constexpr int slots = shape::slots, groups = shape::groups;
   extern __shared__ __align__(1024) unsigned char large_batch_shared[];
 
@@ -61,7 +61,7 @@ BL_KERNEL __launch_bounds__((large_batch_threads<Bits, Tokens>::value), 1)
   const std::uint32_t window = shared_address(memory) - shape::table_base;
   const std::uint32_t rings =
       shared_address(memory) +
-      static_cast<std::uint32_t>(large_batch_tables<Bits, slots>::bytes(p.replicas));
+      static_cast<std::uint32_t>(large_batch_tables_of<Bits, shape>::bytes(p.replicas));
   const int slot = static_cast<int>(warp_id % slots);
   const int group = static_cast<int>(warp_id % shape::warps / slots);
   const std::uint32_t stages =
@@ -76,8 +76,9 @@ BL_KERNEL __launch_bounds__((large_batch_threads<Bits, Tokens>::value), 1)
   const large_batch_planes<Bits> planes{
       w.planes + tile * w.row_tile_stride + lane * packed_layout::lane_words,
       static_cast<std::size_t>(p.col_tiles) * packed_layout::tile_words};
-  constexpr bool marked = shape::ring && (Bits == 4 || large_batch_planes<Bits>::ring_marks);
-  const large_batch_lookup<Bits, slots, marked> table(window, slot, lane, p.replicas);
+  constexpr bool marked =
+      shape::ring && ((Bits == 4 && shape::pairs) || large_batch_planes<Bits>::ring_marks);
+  const large_batch_lookup<Bits, shape, marked> table(window, slot, lane, p.replicas);
 
   float sum[Tokens / 2];
 #pragma unroll
@@ -269,7 +270,7 @@ BL_KERNEL __launch_bounds__((large_batch_threads<Bits, Tokens>::value), 1)
       const std::uint32_t to = stages + static_cast<std::uint32_t>(
                                             k * p.stages * shape::stage_bytes + n % 2 * stage_step);
       for (int i = static_cast<int>(threadIdx.x); i < Tokens * 8;
-           i += (large_batch_threads<Bits, Tokens>::value))
+           i += (large_batch_threads<Bits, Tokens, Resident>::value))
         copy_async_16(to + static_cast<std::uint32_t>(i * 16), from + i * 16);
     }
   };

@@ -17,22 +17,34 @@ inline namespace v0_1 {
 namespace cuda {
 namespace detail {
 
+/// Whether there are blocks of which a multiprocessor holds two: where two tables and what is on
+/// its way fit into shared memory. One starts and ends while the other multiplies (H200, 22016 x
+/// 4096, 64 tokens, 5 bits: 53 us, with two blocks 43), but alone it has too few warps to be fast.
+template <int Bits, int Tokens>
+constexpr bool large_batch_has_two = Tokens == 32 ? Bits <= 7 : Tokens == 64 && Bits <= 6;
+
 /// Sizes that kernel and launcher agree on.
 /// @tparam Tokens of a block: 32, 64 or 128
-template <int Bits, int Tokens>
+/// @tparam Resident blocks that a multiprocessor holds: 1, or 2 (large_batch_has_two)
+template <int Bits, int Tokens, int Resident>
 struct large_batch_shape {
   static_assert(Tokens == 32 || Tokens == 64 || Tokens == 128, "token counts that are compiled");
   /// Warps that multiply. The time of one warp is latency: of lookups, of the tensor core, of
   /// barriers. 16 warps of 112 registers cover it (H200, 57344 x 8192, 3 bits: 64 tokens 140 us, 8
   /// warps 189).
-  /// From 6 bits on 112 registers are too few for 64 tokens: 12 warps of 160. At 8 bits, where the
-  /// planes on their way are 4 KiB a warp, that makes room for a second stage of each group.
-  static constexpr int warps = Tokens == 128 ? 8 : Tokens == 64 && Bits >= 6 ? 12 : 16;
-  static constexpr int registers = warps == 16 ? 112 : warps == 12 ? 160 : 240;
+  /// From 6 bits on 112 registers are too few for 64 tokens: 12 warps of 160. From 7 bits on planes
+  /// on their way take 4 KiB a warp, and 8 warps leave room for twice the stages (H200, 64 tokens,
+  /// 12 warps and 8: 22016 x 4096 at 7 bits 62 and 57 us, 57344 x 8192 at 8 bits 251 and 240).
+  static constexpr int warps = Tokens == 128 || Resident == 2 || (Tokens == 64 && Bits >= 7) ? 8
+                               : Tokens == 64 && Bits == 6                                   ? 12
+                                                                                             : 16;
+  static constexpr int registers = Resident == 2 ? 104
+                                   : warps == 16 ? 112
+                                   : warps == 12 ? 160
+                                                 : 240;
   /// Operands of the products under way, and where warps are few, of those being prepared: then a
-  /// stage goes back only after the next one came. Where two stages are all, that costs more than
-  /// it saves (H200, 22016 x 4096, 64 tokens, 8 bits: 66 us, 60 with one; 6 bits 52.8 and 53.3).
-  static constexpr int buffers = warps == 16 || (warps == 12 && Bits == 8) ? 1 : 2;
+  /// stage goes back only after the next one came.
+  static constexpr int buffers = Resident == 2 || warps == 16 ? 1 : 2;
   static constexpr int min_stages = buffers;
   static constexpr int threads = (warps + 4) * 32;  ///< four more copy: registers move by fours
   /// Row tiles of a block, one per warp of a group; groups of warps take column tiles in turn and
@@ -42,6 +54,9 @@ struct large_batch_shape {
   /// long.
   static constexpr int slots = Tokens == 128 && Bits < 8 ? 8 : 4;
   static constexpr int groups = warps / slots;
+  /// Whether a lookup gives two values. At 4 bits a row tile's pairs are 32 KiB with two copies of
+  /// a word: lookups then take as long as those of single values do, but are half as many.
+  static constexpr bool pairs = Bits <= 3 || (Bits == 4 && slots == 4 && Resident == 1);
   static constexpr int rows = slots * packed_layout::tile_rows;
   static constexpr int tile_sums = warps * packed_layout::tile_rows;  ///< sums of a token
   static constexpr int block_cols = 64;  ///< columns of a stage: 128 bytes of a token
@@ -72,11 +87,9 @@ struct large_batch_shape {
 /// The tables of a block's row tiles in shared memory. As in decode.cuh an index steps 256 bytes
 /// and byte 0 of an address is the lane's; what a table of one row tile leaves free there and in
 /// the index holds the other row tiles.
-template <int Bits, int Slots>
+template <int Bits, int Slots, bool Pairs>
 struct large_batch_tables {
-  /// Whether a lookup gives two values. At 4 bits a row tile's pairs are 32 KiB with two copies of
-  /// a word: lookups then take as long as those of single values do, but are half as many.
-  static constexpr bool pairs = Bits <= 3 || (Bits == 4 && Slots == 4);
+  static constexpr bool pairs = Pairs;
   static constexpr int codes = 1 << Bits;
   static constexpr int last_index = pairs ? (codes - 1) * 0x11 : codes - 1;
 
@@ -97,12 +110,16 @@ struct large_batch_tables {
   }
 };
 
+/// The tables of blocks of a shape.
+template <int Bits, class Shape>
+using large_batch_tables_of = large_batch_tables<Bits, Shape::slots, Shape::pairs>;
+
 /// One warp's view of its table.
 /// @tparam Marked the fields come with `place`, or it has no bits
-template <int Bits, int Slots, bool Marked>
+template <int Bits, class Shape, bool Marked>
 struct large_batch_lookup {
-  using tables = large_batch_tables<Bits, Slots>;
-  static constexpr int table_base = large_batch_shape<Bits, 64>::table_base;
+  using tables = large_batch_tables_of<Bits, Shape>;
+  static constexpr int table_base = Shape::table_base;
 
   std::uint32_t lane;   ///< bytes 0, 2 and 3 of an address, less table_base
   std::uint32_t place;  ///< byte 1: set in every field, free of its bits
@@ -164,7 +181,8 @@ struct large_batch_lookup {
         }
       }
     } else {
-      constexpr int rounds = (tables::codes + step - 1) / step, batch = rounds < 16 ? rounds : 16;
+      // All at once: their latency is a good part of a block's start.
+      constexpr int rounds = (tables::codes + step - 1) / step, batch = rounds < 32 ? rounds : 32;
 #pragma unroll 1
       for (int round = 0; round < rounds; round += batch) {
         const int index = round * step + first;

@@ -282,9 +282,11 @@ struct small_batch : small_batch_units {
   /// Phase n ends when all warps have done turn n.
   __device__ std::uint32_t done() const { return base + barrier_offset + 8; }
 
+  /// By every lane: each hands over what it wrote itself. One lane for its warp is no faster (H200,
+  /// 1 to 16 tokens at 3, 5 and 8 bits: within 1%), and compute-sanitizer's racecheck does not see
+  /// that the others' writes come before.
   __device__ __forceinline__ void arrive(std::uint32_t barrier) const {
-    __syncwarp();
-    if (lane == 0) split_barrier_arrive(barrier);
+    split_barrier_arrive(barrier);
   }
 
   __device__ __forceinline__ void load_tables(pass_state& s, int unit) const {
@@ -431,8 +433,8 @@ struct small_batch : small_batch_units {
 
   __device__ __forceinline__ void run(int begin, int end) const {
     if (threadIdx.x == 0) {
-      split_barrier_init(ready(), warps);
-      split_barrier_init(done(), warps);
+      split_barrier_init(ready(), 32 * warps);
+      split_barrier_init(done(), 32 * warps);
     }
 #pragma unroll 1
     for (int chunk = 0; chunk < p.chunks; ++chunk) pass(chunk, begin, end);
