@@ -119,9 +119,9 @@ template <int Bits, int Tokens, int Resident>
   const double left = blocks / room - whole * Resident;  // blocks of a multiprocessor in the end
   if constexpr (Resident == 2) {
     // Each of a pair of blocks hides the start and the end of the other; a block without another
-    // takes two thirds of a pair's time.
+    // takes two thirds of a pair's time, and of the last ones not all find another at once.
     const double pair = 1.1 * 2 * shape::slots * tile * share;
-    const double last = left <= 0 ? 0 : left <= 1 ? 0.68 * pair : pair;
+    const double last = left <= 0 ? 0 : left <= 1 ? 0.68 * pair : 1.15 * pair;
     return whole * (pair + 1.5 * joining) + last + (fixed - first) + joining;
   }
   const int turns = (share + shape::groups - 1) / shape::groups * shape::groups;
