@@ -118,7 +118,7 @@ TEST_CASE("products of every precision, batch and shape agree with double sums" 
         CAPTURE(cols);
         const weights w(rows, cols, bits + rng.below(9 - bits), rng);
         CHECK(random_product(bits, m, w, true, rng) == "");
-        if (m == 1) CHECK(random_product(bits, m, w, false, rng) == "");
+        if (m == 1 || m == wide) CHECK(random_product(bits, m, w, false, rng) == "");
       }
     }
   }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Y = X W^T on the card, the weights read at any precision from one set of planes. The kernel is
 // chosen by the number of tokens (policy.cuh); a row of Y has the same bits for every batch of up
-// to 16 tokens, every launch and every fusion. Tested by tests/kernels/cuda/gemm_test.cu.
+// to 16 tokens (gemm_args::batch_invariant), every launch and every fusion. Tested by
+// tests/kernels/cuda/gemm_test.cu.
 #pragma once
 
 #include <bitladder/core/dispatch.hpp>
@@ -31,7 +32,7 @@ namespace cuda {
   const int tokens = args.m == 1 ? 1 : args.m <= 8 ? 8 : 16;
   // A remainder of fewer tokens takes a narrower kernel, whose scratch is smaller.
   const std::size_t narrow = detail::small_batch_workspace_bytes(args, tokens);
-  if (args.m <= 16) return narrow;  // no policy has fewer
+  if (args.m <= 8 || (args.m <= 16 && args.batch_invariant)) return narrow;  // no policy has fewer
   return std::max(narrow, large_batch_workspace_bytes(args.m, args.matrices[0].w.layout.cols));
 }
 
@@ -69,6 +70,31 @@ template <int Bits>
   return launch_small_batch<Bits, 1>(args, first, 1, device, stream);
 }
 
+/// Whether up to 16 tokens that need not have the bits of a lone one go with the kernel for many.
+/// That one divides columns among blocks, where the other takes 4096 after 4096, each time with a
+/// start (H200, 16 tokens, 5 bits: 4096 x 14336 34.0 us, by the kernel for many 25.6; but 22016 x
+/// 4096 30.6, and 35.9).
+template <int Bits>
+[[nodiscard]] status prefers_large_batch(const gemm_args& args, const device_properties& device,
+                                         bool& prefers) noexcept {
+  prefers = false;
+  const int cols = args.matrices[0].w.layout.cols;
+  if (args.m <= 8 || args.batch_invariant || args.workspace == nullptr ||
+      !is_aligned(args.workspace, 16) ||
+      args.workspace_bytes < large_batch_workspace_bytes(args.m, cols))
+    return status::ok;
+  bool clusters = false;
+  const status s = large_batch_clusters<Bits>(device, clusters);
+  if (s != status::ok) return s;
+  const large_batch_plan plan = choose_large_batch<Bits>(args, device, clusters);
+  // Clocks of a start, of a row tile, and of the conversion of x, as large_batch_clocks has them.
+  const int starts = (cols + 4095) / 4096;
+  const int turns = (row_units(args) + device.multiprocessors - 1) / device.multiprocessors;
+  const double few = starts * (7700.0 + turns * (2300.0 + 380.0 * Bits));
+  prefers = plan.tokens != 0 && plan.clocks + 4000 < few;
+  return status::ok;
+}
+
 /// Up to 16 tokens from `first` on; `taken` says how many. No column groups.
 template <int Bits>
 [[nodiscard]] status launch_tokens(const gemm_args& args, int first,
@@ -99,7 +125,12 @@ template <int Bits>
   status s = detail::check_call(Bits, args, device);
   if (s != status::ok) return s;
   if (detail::has_column_groups(args)) return detail::launch_generic<Bits>(args, stream);
-  if (args.m > gemm_policy<Bits>::small_batch_tokens()) {
+  bool many = args.m > gemm_policy<Bits>::small_batch_tokens();
+  if (!many) {
+    s = detail::prefers_large_batch<Bits>(args, device, many);
+    if (s != status::ok) return s;
+  }
+  if (many) {
     s = large_batch<Bits>(args, args.workspace, args.workspace_bytes, stream);
     if (s != status::unsupported_device) return s;
   }

@@ -50,8 +50,9 @@ struct gemm_args {
 
   gemm_epilogue epilogue = gemm_epilogue::none;
 
-  /// One token alone has the bits that it would have in a batch of up to 16. If false, it may take
-  /// a faster kernel, as exact, that rounds in other places (policy.cuh says when).
+  /// A token has the same bits alone and in every batch of up to 16. If false, a call may take a
+  /// faster kernel, as exact, that rounds in other places: for one token (policy.cuh says when) and
+  /// for 9 to 16 of few and long rows.
   bool batch_invariant = true;
 
   void* workspace = nullptr;  ///< gemm_workspace_bytes(...) bytes, 16-byte aligned, any content
