@@ -121,4 +121,11 @@ set(BL_CUDA_HEADERS
   include/bitladder/kernels/cuda/packed_weights.cuh
   include/bitladder/kernels/cuda/policy.cuh
   include/bitladder/kernels/cuda/repack.cuh
+  include/bitladder/quantize/cuda/detail/border_search.cuh
+  include/bitladder/quantize/cuda/detail/ladder_tables.cuh
+  include/bitladder/quantize/cuda/detail/row_ladder_kernel.cuh
+  include/bitladder/quantize/cuda/detail/row_points.cuh
+  include/bitladder/quantize/cuda/detail/sorted_rows.cuh
+  include/bitladder/quantize/cuda/detail/split_clusters.cuh
+  include/bitladder/quantize/cuda/quantize.cuh
 )

@@ -43,11 +43,9 @@ struct quantize_report {
   }
 };
 
-class quantized_matrix;
-
-template <class Value>
-quantized_matrix quantize(matrix_view<const Value> w, const sensitivity& s,
-                          const kmeans_options& options, thread_pool* pool = nullptr);
+namespace detail {
+class quantized_parts;
+}  // namespace detail
 
 /// Codes and codebooks of one matrix.
 class quantized_matrix {
@@ -68,9 +66,7 @@ class quantized_matrix {
   const quantize_report& report() const { return report_; }
 
  private:
-  template <class Value>
-  friend quantized_matrix quantize(matrix_view<const Value>, const sensitivity&,
-                                   const kmeans_options&, thread_pool*);
+  friend class detail::quantized_parts;
 
   int cols_ = 0;
   // Not a vector, which would write all codes once more, in one thread.
@@ -128,17 +124,10 @@ class scratch_pool {
   std::vector<std::unique_ptr<T>> free_;
 };
 
-}  // namespace detail
-
-/// Quantizes `w` to codes of `options.max_bits` bits, with codebooks from `options.min_bits`.
-/// @tparam Value float, fp16_t or bf16_t
-/// @param s as many rows and columns as `w`
-/// @param pool threads to use, or null for the caller's alone; the result does not depend on it
-/// @throws error if an option is out of range, shapes differ, a weight is not finite or beyond
-/// 65504, or a sensitivity is negative or not finite, naming its row and column
+/// Throws unless weights, sensitivities and options fit together.
 template <class Value>
-quantized_matrix quantize(matrix_view<const Value> w, const sensitivity& s,
-                          const kmeans_options& options, thread_pool* pool) {
+void check_quantize(matrix_view<const Value> w, const sensitivity& s,
+                    const kmeans_options& options) {
   if (w.rows() < 0 || w.cols() < 0 || (w.data() == nullptr && w.rows() > 0 && w.cols() > 0))
     throw error(status::invalid_argument, "quantize: expected weights with sizes >= 0, found " +
                                               std::to_string(w.rows()) + " x " +
@@ -150,19 +139,83 @@ quantized_matrix quantize(matrix_view<const Value> w, const sensitivity& s,
                     std::to_string(w.cols()) + ", found " + std::to_string(s.rows()) + " x " +
                     std::to_string(s.cols()));
   validate(options, w.cols());
+}
 
-  quantized_matrix q;
-  q.cols_ = w.cols();
-  q.codebooks_ = codebook_ladder(w.rows(), options.groups, options.min_bits, options.max_bits);
-  q.report_.min_bits = options.min_bits;
-  q.report_.max_bits = options.max_bits;
-  if (w.cols() == 0) return q;
-  const std::size_t cols = static_cast<std::size_t>(w.cols());
-  q.codes_.reset(new std::uint8_t[static_cast<std::size_t>(w.rows()) * cols]);
+/// A quantized matrix in the making: whoever quantizes fills in one table after another, in any
+/// order. Tables are counted row by row, column groups within.
+class quantized_parts {
+ public:
+  /// @param options valid for `cols` columns
+  quantized_parts(int rows, int cols, const kmeans_options& options)
+      : options_(options),
+        errors_(static_cast<std::size_t>(rows) * static_cast<std::size_t>(options.groups)) {
+    q_.cols_ = cols;
+    q_.codebooks_ = codebook_ladder(rows, options.groups, options.min_bits, options.max_bits);
+    q_.report_.min_bits = options.min_bits;
+    q_.report_.max_bits = options.max_bits;
+    q_.codes_.reset(
+        new std::uint8_t[static_cast<std::size_t>(rows) * static_cast<std::size_t>(cols)]);
+  }
 
+  /// Codes from row `row` on. [rows, cols]
+  std::uint8_t* codes(int row) {
+    return q_.codes_.get() + static_cast<std::size_t>(row) * static_cast<std::size_t>(q_.cols_);
+  }
+  /// Entries of a precision from table `t` on. [tables, 2^bits]
+  fp16_t* table(int bits, std::size_t t) { return q_.codebooks_.data(bits) + (t << bits); }
+  /// Of table `t`: [0] the weighted variance, [b] the weighted error at b bits.
+  std::array<double, 9>& errors(std::size_t t) { return errors_[t]; }
+
+  /// Quantizes table `t`, that of columns from `col` on of a row.
+  /// @return false if a value or sensitivity cannot be quantized
+  template <class Value>
+  bool build(kmeans::row_ladder& ladder, matrix_view<const Value> w, const sensitivity& s, int row,
+             int col, std::size_t t) {
+    const float* const weights = s.row(row);
+    if (!ladder.build(w.row(row) + col, weights == nullptr ? nullptr : weights + col,
+                      w.cols() / options_.groups, options_))
+      return false;
+    ladder.codes(codes(row) + col);
+    std::array<double, 9>& e = errors_[t];
+    e[0] = ladder.weighted_variance();
+    for (int b = options_.min_bits; b <= options_.max_bits; ++b) {
+      ladder.round_table(b, table(b, t));
+      e[static_cast<std::size_t>(b)] = ladder.weighted_error(b, table(b, t));
+    }
+    return true;
+  }
+
+  /// The matrix, with the report of all tables.
+  quantized_matrix done() && {
+    for (const std::array<double, 9>& e : errors_) {
+      q_.report_.weighted_variance += e[0];
+      for (std::size_t b = 1; b < e.size(); ++b) q_.report_.weighted_error[b] += e[b];
+    }
+    return std::move(q_);
+  }
+
+ private:
+  kmeans_options options_;
+  quantized_matrix q_;
+  std::vector<std::array<double, 9>> errors_;
+};
+
+}  // namespace detail
+
+/// Quantizes `w` to codes of `options.max_bits` bits, with codebooks from `options.min_bits`.
+/// @tparam Value float, fp16_t or bf16_t
+/// @param s as many rows and columns as `w`
+/// @param pool threads to use, or null for the caller's alone; the result does not depend on it
+/// @throws error if an option is out of range, shapes differ, a weight is not finite or beyond
+/// 65504, or a sensitivity is negative or not finite, naming its row and column
+template <class Value>
+quantized_matrix quantize(matrix_view<const Value> w, const sensitivity& s,
+                          const kmeans_options& options, thread_pool* pool = nullptr) {
+  detail::check_quantize(w, s, options);
+  detail::quantized_parts parts(w.rows(), w.cols(), options);
+  if (w.cols() == 0) return std::move(parts).done();
   const int group_cols = w.cols() / options.groups;
   const std::int64_t tables = static_cast<std::int64_t>(w.rows()) * options.groups;
-  std::vector<std::array<double, 9>> errors(static_cast<std::size_t>(tables));  // [0]: variance
   detail::scratch_pool<kmeans::row_ladder> scratch;
   std::atomic<bool> bad{false};
   parallel_for(pool, tables, 4, [&](std::int64_t begin, std::int64_t end) {
@@ -170,31 +223,13 @@ quantized_matrix quantize(matrix_view<const Value> w, const sensitivity& s,
     for (std::int64_t t = begin; t < end && !bad.load(std::memory_order_relaxed); ++t) {
       const int row = static_cast<int>(t / options.groups);
       const int col = static_cast<int>(t % options.groups) * group_cols;
-      const float* const weights = s.row(row);
-      if (!ladder->build(w.row(row) + col, weights == nullptr ? nullptr : weights + col, group_cols,
-                         options)) {
+      if (!parts.build(*ladder, w, s, row, col, static_cast<std::size_t>(t)))
         bad.store(true, std::memory_order_relaxed);
-        break;
-      }
-      ladder->codes(q.codes_.get() + static_cast<std::size_t>(row) * cols +
-                    static_cast<std::size_t>(col));
-      std::array<double, 9>& e = errors[static_cast<std::size_t>(t)];
-      e[0] = ladder->weighted_variance();
-      for (int b = options.min_bits; b <= options.max_bits; ++b) {
-        fp16_t* const table = q.codebooks_.data(b) + (static_cast<std::size_t>(t) << b);
-        ladder->round_table(b, table);
-        e[static_cast<std::size_t>(b)] = ladder->weighted_error(b, table);
-      }
     }
     scratch.give(std::move(ladder));
   });
   if (bad.load()) detail::report_bad_input(w, s);
-
-  for (const std::array<double, 9>& e : errors) {
-    q.report_.weighted_variance += e[0];
-    for (std::size_t b = 1; b < e.size(); ++b) q.report_.weighted_error[b] += e[b];
-  }
-  return q;
+  return std::move(parts).done();
 }
 
 /// The same for a view of elements that may be written.

@@ -4,6 +4,7 @@
 // values keep column order. Tested by tests/quantize/radix_sort_test.cpp.
 #pragma once
 
+#include <bitladder/config.hpp>
 #include <bitladder/core/dtype.hpp>
 
 #include <algorithm>
@@ -15,23 +16,23 @@ inline namespace v0_1 {
 namespace kmeans {
 
 /// An integer that orders as the value does; -0 and +0 share one.
-inline std::uint32_t sort_key(float x) {
+BL_HOST_DEVICE inline std::uint32_t sort_key(float x) {
   const std::uint32_t u = detail::bits_of(x + 0.f);  // -0 + 0 is +0
   return u ^ (static_cast<std::uint32_t>(static_cast<std::int32_t>(u) >> 31) | 0x80000000u);
 }
-inline std::uint32_t sort_key_16(std::uint16_t u) {
+BL_HOST_DEVICE inline std::uint32_t sort_key_16(std::uint16_t u) {
   if (u == 0x8000u) u = 0;
   return (u ^ (u & 0x8000u ? 0xffffu : 0x8000u)) & 0xffffu;
 }
-inline std::uint32_t sort_key(fp16_t x) { return sort_key_16(x.bits); }
-inline std::uint32_t sort_key(bf16_t x) { return sort_key_16(x.bits); }
+BL_HOST_DEVICE inline std::uint32_t sort_key(fp16_t x) { return sort_key_16(x.bits); }
+BL_HOST_DEVICE inline std::uint32_t sort_key(bf16_t x) { return sort_key_16(x.bits); }
 
 /// The value of a key.
-inline float key_value(std::uint32_t key, float) {
+BL_HOST_DEVICE inline float key_value(std::uint32_t key, float) {
   return detail::float_of(key & 0x80000000u ? key ^ 0x80000000u : ~key);
 }
 template <class Half>
-float key_value(std::uint32_t key, Half) {
+BL_HOST_DEVICE float key_value(std::uint32_t key, Half) {
   const std::uint32_t u = key & 0x8000u ? key ^ 0x8000u : ~key;
   return to_float(Half{static_cast<std::uint16_t>(u)});
 }

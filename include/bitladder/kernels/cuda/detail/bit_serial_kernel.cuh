@@ -137,7 +137,7 @@ struct bit_serial {
       for (int k = 0; k < 8; ++k) pair = __vmaxu2(pair, x[k] & 0x7fff7fffu);
       std::uint32_t top = __reduce_max_sync(0xffffffffu, max(pair & 0xffffu, pair >> 16));
       if (lane == 0) scale_of_slice.largest[half] = top;
-      wait_for_warps(1 + warp / 2, 64);
+      meet_in_pairs<warps / 2>(warp);
       top = max(top, scale_of_slice.largest[half ^ 1]);
       float largest, unused;
       as_floats(top, largest, unused);
