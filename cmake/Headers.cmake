@@ -123,6 +123,7 @@ set(BL_CUDA_HEADERS
   include/bitladder/kernels/cuda/repack.cuh
   include/bitladder/quantize/cuda/detail/border_search.cuh
   include/bitladder/quantize/cuda/detail/ladder_tables.cuh
+  include/bitladder/quantize/cuda/detail/pack_codes_kernel.cuh
   include/bitladder/quantize/cuda/detail/row_ladder_kernel.cuh
   include/bitladder/quantize/cuda/detail/row_points.cuh
   include/bitladder/quantize/cuda/detail/sorted_rows.cuh

@@ -146,15 +146,17 @@ void check_quantize(matrix_view<const Value> w, const sensitivity& s,
 class quantized_parts {
  public:
   /// @param options valid for `cols` columns
-  quantized_parts(int rows, int cols, const kmeans_options& options)
+  /// @param codes false for one that is only asked for tables and errors
+  quantized_parts(int rows, int cols, const kmeans_options& options, bool codes = true)
       : options_(options),
         errors_(static_cast<std::size_t>(rows) * static_cast<std::size_t>(options.groups)) {
     q_.cols_ = cols;
     q_.codebooks_ = codebook_ladder(rows, options.groups, options.min_bits, options.max_bits);
     q_.report_.min_bits = options.min_bits;
     q_.report_.max_bits = options.max_bits;
-    q_.codes_.reset(
-        new std::uint8_t[static_cast<std::size_t>(rows) * static_cast<std::size_t>(cols)]);
+    if (codes)
+      q_.codes_.reset(
+          new std::uint8_t[static_cast<std::size_t>(rows) * static_cast<std::size_t>(cols)]);
   }
 
   /// Codes from row `row` on. [rows, cols]
@@ -167,15 +169,16 @@ class quantized_parts {
   std::array<double, 9>& errors(std::size_t t) { return errors_[t]; }
 
   /// Quantizes table `t`, that of columns from `col` on of a row.
+  /// @param codes receives theirs
   /// @return false if a value or sensitivity cannot be quantized
   template <class Value>
   bool build(kmeans::row_ladder& ladder, matrix_view<const Value> w, const sensitivity& s, int row,
-             int col, std::size_t t) {
+             int col, std::size_t t, std::uint8_t* codes) {
     const float* const weights = s.row(row);
     if (!ladder.build(w.row(row) + col, weights == nullptr ? nullptr : weights + col,
                       w.cols() / options_.groups, options_))
       return false;
-    ladder.codes(codes(row) + col);
+    ladder.codes(codes);
     std::array<double, 9>& e = errors_[t];
     e[0] = ladder.weighted_variance();
     for (int b = options_.min_bits; b <= options_.max_bits; ++b) {
@@ -223,7 +226,8 @@ quantized_matrix quantize(matrix_view<const Value> w, const sensitivity& s,
     for (std::int64_t t = begin; t < end && !bad.load(std::memory_order_relaxed); ++t) {
       const int row = static_cast<int>(t / options.groups);
       const int col = static_cast<int>(t % options.groups) * group_cols;
-      if (!parts.build(*ladder, w, s, row, col, static_cast<std::size_t>(t)))
+      if (!parts.build(*ladder, w, s, row, col, static_cast<std::size_t>(t),
+                       parts.codes(row) + col))
         bad.store(true, std::memory_order_relaxed);
     }
     scratch.give(std::move(ladder));

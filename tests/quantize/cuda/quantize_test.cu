@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The oracle is the quantizer of the host: every byte must agree. Random data: seed 900.
 #include <bitladder/core/dtype.hpp>
+#include <bitladder/core/pack.hpp>
 #include <bitladder/quantize/cuda/quantize.cuh>
 #include <bitladder/quantize/quantize.hpp>
 
@@ -126,6 +127,31 @@ TEST_CASE("every ladder, lookahead and number of column groups" *
       CAPTURE(seed_bits);
       CHECK(compare(m, true, o) == "");
     }
+}
+
+TEST_CASE("codes packed on the card are the host's planes" *
+          doctest::skip(!support::has_device())) {
+  support::random rng(906);
+  bc::quantizer card;
+  for (const int cols : {1, 32, 33, 160, 1056}) {
+    const matrix<fp16_t> m(21, cols, rng);
+    const sensitivity s = m.sens(true);
+    for (const int max_bits : {3, 8}) {
+      const kmeans_options o = ladder(2, 2, max_bits);
+      const quantized_matrix want = quantize(m.weights(), s, o);
+      const bitplane_tensor planes = pack(want.codes(), max_bits);
+      const bc::packed_matrix is = card.quantize_packed(m.weights(), s, o);
+      CAPTURE(cols);
+      CAPTURE(max_bits);
+      REQUIRE(is.planes.layout() == planes.layout());
+      CHECK(std::memcmp(is.planes.data(), planes.data(),
+                        planes.layout().total_words() * sizeof(std::uint32_t)) == 0);
+      CHECK(is.report.weighted_error == want.report().weighted_error);
+      for (int bits = 2; bits <= max_bits; ++bits)
+        CHECK(std::memcmp(is.codebooks[bits].data(), want.codebook(bits).data(),
+                          want.codebook(bits).size() * sizeof(fp16_t)) == 0);
+    }
+  }
 }
 
 TEST_CASE("weights that count for nothing may change sides, which costs nothing" *
