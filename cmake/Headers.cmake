@@ -26,6 +26,7 @@ set(BL_CORE_HEADERS
   include/bitladder/kernels/cpu/detail/scratch.hpp
   include/bitladder/kernels/cpu/detail/split_rows.hpp
   include/bitladder/kernels/cpu/gemm.hpp
+  include/bitladder/kernels/cpu/gemm_blas.hpp
   include/bitladder/kernels/cpu/gemv.hpp
   include/bitladder/kernels/cpu/isa.hpp
   include/bitladder/kernels/cpu/order.hpp

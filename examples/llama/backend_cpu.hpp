@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The operations of a forward pass on the CPU, in fp32. A backend is what forward.hpp is written
 // over: its types `buffer` and `cache`, `weights()`, and the operations below. Every row of a
-// result is the same bits whatever the number of rows or threads. Tested by
-// tests/llama/forward_test.cpp.
+// result is the same bits whatever the number of rows or threads, unless a BLAS is asked for.
+// Tested by tests/llama/forward_test.cpp.
 #pragma once
 
 #include <bitladder/core/matrix_view.hpp>
@@ -55,8 +55,16 @@ class cpu_backend {
   using cache = kv_cache;
 
   /// @param pool shared with the caller, or null to use the calling thread alone
-  explicit cpu_backend(const llama::model& m, bitladder::thread_pool* pool = nullptr)
-      : model_(&m), pool_(pool), rope_(m.config()) {}
+  /// @param order of the sums in linear layers
+  /// @throws bitladder::error if it is a BLAS's and there is none
+  explicit cpu_backend(const llama::model& m, bitladder::thread_pool* pool = nullptr,
+                       summation order = summation::fixed)
+      : model_(&m), pool_(pool), order_(order), rope_(m.config()) {
+    if (order == summation::blas && !has_blas())
+      throw bitladder::error(bitladder::status::invalid_argument,
+                             "cpu_backend: sums by a BLAS asked for, but this program was built "
+                             "without one (BL_WITH_BLAS)");
+  }
 
   const llama::model& model() const { return *model_; }
   const host_weights& weights() const { return model_->weights(); }
@@ -82,7 +90,7 @@ class cpu_backend {
   /// y = W x + bias at `bits`; weights without planes are used as they are.
   void linear(const linear_weight& w, int bits, const buffer& x, buffer& y) {
     y.resize(x.rows(), w.rows);
-    multiply(w, bits, x.view(), y.view(), pool_);
+    multiply(w, bits, x.view(), y.view(), pool_, order_);
     if (!w.bias.empty())
       for_rows(y,
                [&](int r) { run<add_row>(isa_, w.bias.data(), y.view().row(r), w.bias.size()); });
@@ -197,6 +205,7 @@ class cpu_backend {
 
   const llama::model* model_;
   bitladder::thread_pool* pool_;
+  summation order_;
   rope_table rope_;
   buffer position_;
   bitladder::cpu::isa isa_ = bitladder::cpu::best_isa();

@@ -3,6 +3,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -38,13 +39,62 @@ TEST_CASE("many short loops in a row neither hang nor mix their work") {
   }
 }
 
+TEST_CASE("loops of changing size follow each other, with more threads than cores") {
+  thread_pool pool(8);
+  for (std::int64_t round = 0; round < 3000; ++round) {
+    const std::int64_t count = 1 + round * 37 % 101, grain = 1 + round % 5;
+    std::vector<int> visits(static_cast<std::size_t>(count));  // a race is an error under tsan
+    pool.run(count, grain, [&](std::int64_t b, std::int64_t e) {
+      for (std::int64_t i = b; i < e; ++i) ++visits[static_cast<std::size_t>(i)];
+    });
+    REQUIRE(std::count(visits.begin(), visits.end(), 1) == count);
+  }
+}
+
+TEST_CASE("a thread that is held up is helped with its part, whichever it is") {
+  using clock = std::chrono::steady_clock;
+  for (int threads : {2, 3}) {
+    thread_pool pool(threads);
+    for (std::int64_t slow = 0; slow < 12; ++slow) {
+      std::atomic<int> done{0};
+      bool helped = true;
+      pool.run(12, 1, [&](std::int64_t b, std::int64_t) {
+        const auto end = clock::now() + std::chrono::seconds(10);
+        while (b == slow && helped && done < 11) helped = clock::now() < end;
+        ++done;
+      });
+      REQUIRE(helped);
+      REQUIRE(done == 12);
+    }
+  }
+}
+
 TEST_CASE("workers that went to sleep wake again") {
+  using clock = std::chrono::steady_clock;
   thread_pool pool(3);
   for (int round = 0; round < 5; ++round) {
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    std::atomic<int> sum{0};
-    pool.run(100, 1, [&](std::int64_t, std::int64_t) { ++sum; });
-    CHECK(sum == 100);
+    std::atomic<int> inside{0};
+    std::atomic<bool> met{true};  // all threads, each in a chunk
+    pool.run(3, 1, [&](std::int64_t, std::int64_t) {
+      ++inside;
+      const auto end = clock::now() + std::chrono::seconds(10);
+      while (inside < 3 && met)
+        if (clock::now() > end) met = false;
+    });
+    REQUIRE(met);
+  }
+}
+
+TEST_CASE("a caller that went to sleep over a worker's long chunk wakes again") {
+  thread_pool pool(2);
+  for (int round = 0; round < 5; ++round) {
+    std::atomic<int> done{0};
+    pool.run(2, 1, [&](std::int64_t, std::int64_t) {
+      // Both take one, and the caller is not always the last.
+      std::this_thread::sleep_for(std::chrono::milliseconds(1 + done.fetch_add(1) * 10));
+    });
+    CHECK(done == 2);
   }
 }
 
@@ -59,6 +109,20 @@ TEST_CASE("an exception in a body reaches the caller and the pool still works") 
     std::atomic<int> sum{0};
     pool.run(1000, 7, [&](std::int64_t b, std::int64_t e) { sum += static_cast<int>(e - b); });
     CHECK(sum == 1000);
+  }
+}
+
+TEST_CASE("chunks that were not begun before an exception are skipped") {
+  for (int threads : {1, 2, 4}) {
+    thread_pool pool(threads);
+    std::atomic<int> begun{0};
+    CHECK_THROWS_AS(pool.run(1 << 20, 1,
+                             [&](std::int64_t, std::int64_t) {
+                               ++begun;
+                               throw std::runtime_error("first");
+                             }),
+                    std::runtime_error);
+    CHECK(begun <= threads);
   }
 }
 

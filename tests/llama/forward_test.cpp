@@ -126,6 +126,41 @@ TEST_CASE("a quantized model gives exactly what its dequantized weights give, at
   }
 }
 
+TEST_CASE("a long prompt summed by a BLAS gives nearly the logits of the fixed order") {
+  stored_model stored = stored_model::read(support::golden_folder("gqa_tied_f32"));
+  stored.config["max_position_embeddings"] = 600;
+  const support::temporary_folder folder;
+  support::write_quantized(stored, folder.path() / "q", 2, 4, 1, 58);
+  const llama::model m = llama::load(folder.path() / "q");
+  if (!llama::has_blas()) {
+    CHECK_THROWS_AS(llama::cpu_backend(m, nullptr, llama::summation::blas), bitladder::error);
+    return;
+  }
+  const std::vector<int> ids = some_ids(300, m.config().vocabulary, 59);
+  bitladder::thread_pool pool(2);
+  llama::cpu_backend ours(m, &pool), theirs(m, &pool, llama::summation::blas);
+  cpu_session a(ours), b(theirs);
+  a.forward(ids, 4);
+  b.forward(ids, 4);
+  const auto x = a.logits(0, 300), y = b.logits(0, 300);
+  double worst = 0;
+  bool same = true;
+  for (int i = 0; i < x.rows(); ++i)
+    for (int j = 0; j < x.cols(); ++j) {
+      worst = std::max(worst, std::abs(static_cast<double>(x(i, j)) - y(i, j)));
+      same &= x(i, j) == y(i, j);
+    }
+  CHECK(worst < 1e-3);
+  CHECK(!same);  // it was the BLAS
+  // A short prompt is not worth a BLAS and keeps its bits.
+  a.truncate(0);
+  b.truncate(0);
+  a.forward({ids.data(), 20}, 4);
+  b.forward({ids.data(), 20}, 4);
+  const auto p = a.last_logits(), q = b.last_logits();
+  CHECK(std::equal(p.begin(), p.end(), q.begin()));
+}
+
 TEST_CASE("precision belongs to the call: what is seen keeps the precision it was seen at") {
   const support::temporary_folder folder;
   support::write_quantized(stored_model::read(support::golden_folder("gqa_tied_f32")),

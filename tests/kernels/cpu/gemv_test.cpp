@@ -63,7 +63,7 @@ TEST_CASE_TEMPLATE("column groups use their own tables, also where they end insi
   support::random rng(32);
   struct {
     int cols, groups;
-  } const shapes[] = {{64, 2}, {256, 2},  {768, 3}, {1024, 4},
+  } const shapes[] = {{64, 2}, {256, 2},  {768, 3}, {1024, 4}, {1280, 2},
                       {96, 2}, {1000, 5}, {33, 33}, {66, 3}};
   for (const auto shape : shapes)
     for (int rows : {1, 3, 8}) {

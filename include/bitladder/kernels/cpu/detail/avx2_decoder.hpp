@@ -28,15 +28,16 @@ namespace detail {
 enum class avx2_lookup {
   permute,  ///< the table is one register of floats, looked up word by word
   shuffle,  ///< the two bytes of fp16 entries from 16-entry tables, eight words together
+  entry,    ///< the table in memory, read entry by entry
 };
 
-/// On a Zen 3 core whose other thread was busy, 10^9 weights per second by permute and by shuffle:
-/// 3 bits 8.2 and 8.7 (its permutations across the halves of a register take two steps). The three
-/// bytes of floats instead of the two of fp16, with a tree of blends over the tables, gave 6.2 at 4
-/// bits (now 8.2), 4.7 (6.3) at 5, 3.1 (4.6) at 6 and 1.9 (3.2) at 7; reading the table entry by
-/// entry 1.7 (2.1) at 8.
+/// On a Zen 3 core eight weights take 5 cycles entry by entry (and 1.5 more for their bits), 11
+/// with the gather instruction, and at 8 bits 10 by shuffles of 16 tables. A permutation across the
+/// halves of a register is two steps there: 3 bits are 0.94 times as fast as by shuffles. The three
+/// bytes of floats instead of the two of fp16, with a tree of blends over the tables, gave 0.75 of
+/// the speed at 4 bits and 0.6 at 7.
 constexpr avx2_lookup avx2_lookup_for(int bits) {
-  return bits <= 2 ? avx2_lookup::permute : avx2_lookup::shuffle;
+  return bits <= 2 ? avx2_lookup::permute : bits <= 7 ? avx2_lookup::shuffle : avx2_lookup::entry;
 }
 
 /// One step of a transposition: the bits of `a` at `mask` << `Shift` change places with those of
@@ -86,30 +87,51 @@ BL_AVX2_INLINE void nibbles(const __m256i* plane, __m256i (&r)[4]) {
 /// than there are registers.
 BL_AVX2_INLINE void as_written(__m256i& v) { asm("" : "+x"(v)); }
 
+/// The same for what is to go by way of memory; and a point that no access to memory is moved
+/// across.
+template <class T>
+BL_AVX2_INLINE void in_memory(T& object) {
+  asm volatile("" : : "r"(&object) : "memory");
+}
+
 /// Words of one row on their way to weights.
 /// @tparam Bits precision to read, 1..8
 template <int Bits, avx2_lookup How = avx2_lookup_for(Bits)>
 struct avx2_decoder {
   static_assert(Bits >= 1 && Bits <= 8, "codes have 1 to 8 bits");
   static_assert(How != avx2_lookup::permute || Bits <= 2, "an in-lane permutation takes 4 floats");
-  static_assert(How != avx2_lookup::shuffle || Bits >= 3, "shorter codes have faster ways");
+  static_assert(How != avx2_lookup::shuffle || (Bits >= 3 && Bits <= 7),
+                "shorter codes have faster ways, longer ones no bit that says another table");
+  static_assert(How != avx2_lookup::entry || Bits > 4, "bytes are made of two nibbles");
 
   static constexpr int tables = Bits > 4 ? 1 << (Bits - 4) : 1;  ///< of 16 entries each
   static constexpr int words_at_once = 8;
   /// Whether code for eight words at a time, without a loop over them, is faster.
-  static constexpr bool whole_chunks = How == avx2_lookup::shuffle;
+  static constexpr bool whole_chunks = How != avx2_lookup::permute;
+  /// Whether the lookups of a chunk, in steps, are best put between the products of the one before.
+  static constexpr bool in_steps = How == avx2_lookup::shuffle && Bits <= 4;
 
   /// The table of one row and column group, ready for lookups.
   struct permute_table {
     __m256 values;
   };
   /// Entry e of table i: the low and the high byte of its fp16 value, each combined by xor with
-  /// that of table i - 1 (but see `first_of_chain`).
+  /// that of table i - 1.
   struct shuffle_table {
     alignas(16) std::uint8_t low[tables][16];
     alignas(16) std::uint8_t high[tables][16];
   };
-  using table = std::conditional_t<How == avx2_lookup::permute, permute_table, shuffle_table>;
+  /// The only such table in registers, once in each half.
+  struct held_table {
+    __m256i low, high;
+  };
+  /// The bits of the values as floats.
+  struct entry_table {
+    alignas(32) std::uint32_t values[1 << Bits];
+  };
+  using table = std::conditional_t<
+      How == avx2_lookup::permute, permute_table,
+      std::conditional_t<How == avx2_lookup::shuffle, shuffle_table, entry_table>>;
 
   /// Eight words, transposed. 1 bit: as they are. 2 bits: pair i of word w is column 2i in
   /// words[w], 2i + 1 in words[w + 8].
@@ -120,7 +142,30 @@ struct avx2_decoder {
   struct half_chunk {
     alignas(32) std::uint16_t values[32 * words_at_once];
   };
-  using chunk = std::conditional_t<How == avx2_lookup::permute, code_chunk, half_chunk>;
+  /// Eight words as codes, a byte each. Those of register j of the crossed word w are at
+  /// codes_at(w, j).
+  struct byte_chunk {
+    alignas(32) std::uint64_t codes[4 * words_at_once];
+  };
+  using chunk =
+      std::conditional_t<How == avx2_lookup::permute, code_chunk,
+                         std::conditional_t<How == avx2_lookup::shuffle, half_chunk, byte_chunk>>;
+
+  /// Where the words of a row are.
+  struct row_planes {
+    const std::uint32_t* plane[Bits];  ///< least significant first
+  };
+  BL_AVX2_INLINE static row_planes at(const bitplane_view& w, int row) {
+    row_planes r;
+    BL_UNROLL(8)
+    for (int p = 0; p < Bits; ++p) r.plane[p] = w.row(Bits - 1 - p, row);
+    return r;
+  }
+
+  /// Eight words of which only the bits have been moved: nibbles up to 4 bits, else bytes.
+  struct block {
+    alignas(32) __m256i parts[Bits > 4 ? 8 : 4];
+  };
 
   /// @param entries 2^Bits values
   BL_AVX2_INLINE static void load(table& t, const fp16_t* entries) {
@@ -129,6 +174,11 @@ struct avx2_decoder {
       for (int i = 0; i < 8; i += 1 << Bits)
         std::memcpy(eight + i, entries, sizeof(fp16_t) << Bits);
       t.values = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(eight)));
+    } else if constexpr (How == avx2_lookup::entry) {
+      for (int i = 0; i < 1 << Bits; i += 8)
+        _mm256_store_si256(reinterpret_cast<__m256i*>(t.values + i),
+                           _mm256_castps_si256(_mm256_cvtph_ps(
+                               _mm_loadu_si128(reinterpret_cast<const __m128i*>(entries + i)))));
     } else {
       __m128i low_before = _mm_setzero_si128(), high_before = low_before;
       for (int i = 0; i < tables; ++i) {
@@ -138,11 +188,8 @@ struct avx2_decoder {
         const __m128i ff = _mm_set1_epi16(0xff);
         const __m128i low = _mm_packus_epi16(_mm_and_si128(a, ff), _mm_and_si128(b, ff));
         const __m128i high = _mm_packus_epi16(_mm_srli_epi16(a, 8), _mm_srli_epi16(b, 8));
-        const bool first = first_of_chain(i);
-        _mm_store_si128(reinterpret_cast<__m128i*>(t.low[i]),
-                        first ? low : _mm_xor_si128(low, low_before));
-        _mm_store_si128(reinterpret_cast<__m128i*>(t.high[i]),
-                        first ? high : _mm_xor_si128(high, high_before));
+        _mm_store_si128(reinterpret_cast<__m128i*>(t.low[i]), _mm_xor_si128(low, low_before));
+        _mm_store_si128(reinterpret_cast<__m128i*>(t.high[i]), _mm_xor_si128(high, high_before));
         low_before = low, high_before = high;
       }
     }
@@ -151,22 +198,10 @@ struct avx2_decoder {
   /// Takes in `count` (1..8) words of a row, from `word` on.
   BL_AVX2_INLINE static void load(chunk& c, const table& t, const bitplane_view& w, int row,
                                   int word, int count) {
-    __m256i plane[Bits];  // least significant first
-    if (count == words_at_once) {
-      BL_UNROLL(8)
-      for (int p = 0; p < Bits; ++p)
-        plane[Bits - 1 - p] =
-            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w.row(p, row) + word));
-    } else {
-      const __m256i wanted =
-          _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-      BL_UNROLL(8)
-      for (int p = 0; p < Bits; ++p)
-        plane[Bits - 1 - p] =
-            _mm256_maskload_epi32(reinterpret_cast<const int*>(w.row(p, row) + word), wanted);
-    }
     if constexpr (How == avx2_lookup::permute) {
       static_cast<void>(t);
+      __m256i plane[Bits];
+      load_planes(plane, at(w, row), word, count);
       __m256i* out = reinterpret_cast<__m256i*>(c.words);
       if constexpr (Bits == 1) {
         _mm256_store_si256(out, plane[0]);
@@ -175,47 +210,80 @@ struct avx2_decoder {
         _mm256_store_si256(out, plane[0]);
         _mm256_store_si256(out + 1, plane[1]);
       }
+    } else if constexpr (How == avx2_lookup::entry) {
+      static_cast<void>(t);
+      block b;
+      transpose(b, at(w, row), word, count);
+      BL_UNROLL(8)
+      for (int i = 0; i < 8; ++i)
+        _mm256_store_si256(reinterpret_cast<__m256i*>(c.codes) + i, b.parts[i]);
+      in_memory(c);  // the way from vectors to registers of integers is by memory
     } else {
-      const __m256i nibble = _mm256_set1_epi8(15);
-      __m256i low[4], high[4];
-      nibbles<(Bits < 4 ? Bits : 4)>(plane, low);
-      if constexpr (Bits > 4) nibbles<Bits - 4>(plane + 4, high);
-      // Bytes of columns 8b + j and 8b + 4 + j for words 0, 1, 4, 5, then for 2, 3, 6, 7.
-      alignas(32) __m256i codes[10];
-      BL_UNROLL(4)
-      for (int j = 0; j < 4; ++j) {
-        __m256i even = low[j], odd;
-        if constexpr (Bits == 3) {  // bit 7 is zero already, bits 4 to 6 do not matter
-          odd = _mm256_srli_epi16(even, 4);
-        } else if constexpr (Bits == 4) {
-          odd = _mm256_and_si256(_mm256_srli_epi16(even, 4), nibble);
-          even = _mm256_and_si256(even, nibble);
-        } else {
-          odd = high[j];
-          swap_bits<4>(even, odd, nibble);
-        }
-        codes[2 * j] = _mm256_unpacklo_epi32(even, odd);
-        codes[2 * j + 1] = _mm256_unpackhi_epi32(even, odd);
-      }
-      // The lookups are many dependent steps: each pair is fetched before those of the pair before
-      // it, and from memory, so that a step never waits for the transposition.
-      codes[8] = codes[9] = codes[0];
-      asm("" : "+m"(codes));
-      __m256i first = codes[0], second = codes[1];
-      BL_UNROLL(4)
-      for (int j = 0; j < 4; ++j) {
-        __m256i next_first = codes[2 * j + 2], next_second = codes[2 * j + 3];
-        as_written(next_first), as_written(next_second);
-        __m256i first_high, second_high;
-        look_up(t, first, first_high, second, second_high);
-        std::uint16_t* out = c.values + half_at(0, j);
-        store(out, _mm256_unpacklo_epi8(first, first_high));                    // words 0 and 4
-        store(out + half_at(1, 0), _mm256_unpackhi_epi8(first, first_high));    // 1 and 5
-        store(out + half_at(2, 0), _mm256_unpacklo_epi8(second, second_high));  // 2 and 6
-        store(out + half_at(3, 0), _mm256_unpackhi_epi8(second, second_high));  // 3 and 7
-        first = next_first, second = next_second;
+      block b;
+      transpose(b, at(w, row), word, count);
+      // The lookups are many dependent steps, and so is the transposition: from memory a step never
+      // waits for it.
+      in_memory(b);
+      if constexpr (tables == 1)
+        look_up_all(c, b, hold(t));
+      else
+        look_up_all(c, b, t);
+      // A conversion from memory is one step, from a register two.
+      in_memory(c);
+    }
+  }
+
+  /// The first half of `load`: the bits of each code, side by side.
+  BL_AVX2_INLINE static void transpose(block& b, const row_planes& from, int word, int count) {
+    static_assert(How != avx2_lookup::permute, "one or two planes are read as they are");
+    __m256i plane[Bits];  // least significant first
+    load_planes(plane, from, word, count);
+    __m256i low[4], high[4];
+    nibbles<(Bits < 4 ? Bits : 4)>(plane, low);
+    if constexpr (Bits > 4) nibbles<Bits - 4>(plane + 4, high);
+    BL_UNROLL(4)
+    for (int j = 0; j < 4; ++j) {
+      if constexpr (Bits <= 4) {
+        b.parts[j] = low[j];
+      } else {
+        swap_bits<4>(low[j], high[j], _mm256_set1_epi8(15));
+        by_word(low[j], high[j]);
+        b.parts[2 * j] = low[j], b.parts[2 * j + 1] = high[j];
       }
     }
+  }
+
+  BL_AVX2_INLINE static held_table hold(const shuffle_table& t) {
+    static_assert(tables == 1, "two tables and the sums of two rows are more than the registers");
+    held_table h = {entries(t.low[0]), entries(t.high[0])};
+    as_written(h.low), as_written(h.high);
+    return h;
+  }
+
+  /// A quarter of the second half: the values of register `J` of each word.
+  /// @tparam Table held_table or shuffle_table
+  template <int J, class Table>
+  BL_AVX2_INLINE static void look_up(half_chunk& c, const block& b, const Table& t) {
+    __m256i first, second;
+    if constexpr (Bits <= 4) {
+      const __m256i nibble = _mm256_set1_epi8(15);
+      first = b.parts[J];
+      second = _mm256_srli_epi16(first, 4);
+      if constexpr (Bits == 4) {  // of 3 bits bit 7 is zero already, bits 4 to 6 do not matter
+        first = _mm256_and_si256(first, nibble);
+        second = _mm256_and_si256(second, nibble);
+      }
+      by_word(first, second);
+    } else {
+      first = b.parts[2 * J], second = b.parts[2 * J + 1];
+    }
+    __m256i first_high, second_high;
+    look_up(t, first, first_high, second, second_high);
+    std::uint16_t* out = c.values + half_at(0, J);
+    store(out, _mm256_unpacklo_epi8(first, first_high));                    // words 0 and 4
+    store(out + half_at(1, 0), _mm256_unpackhi_epi8(first, first_high));    // 1 and 5
+    store(out + half_at(2, 0), _mm256_unpacklo_epi8(second, second_high));  // 2 and 6
+    store(out + half_at(3, 0), _mm256_unpackhi_epi8(second, second_high));  // 3 and 7
   }
 
   /// Register `j` (0..3) of the 32 weights of word `w` of the chunk, crossed.
@@ -225,6 +293,8 @@ struct avx2_decoder {
       const std::uint32_t* q = c.words + w;
       if constexpr (Bits == 1) return pick<J>(q, t);  // the bit above selects an equal value
       return pick<J / 2 * 2>(q + J % 2 * 8, t);
+    } else if constexpr (How == avx2_lookup::entry) {
+      return pick(c.codes[codes_at(w, J)], t);
     } else {
       static_cast<void>(t);
       return _mm256_cvtph_ps(
@@ -241,7 +311,42 @@ struct avx2_decoder {
 
  private:
   static constexpr int half_at(int w, int j) { return (w % 4 * 4 + j) * 16 + w / 4 * 8; }
-  static constexpr bool first_of_chain(int table) { return table % 8 == 0; }
+  static constexpr int codes_at(int w, int j) { return 8 * j + w % 4 / 2 * 4 + w / 4 * 2 + w % 2; }
+
+  /// `count` words of each plane.
+  BL_AVX2_INLINE static void load_planes(__m256i (&plane)[Bits], const row_planes& from, int word,
+                                         int count) {
+    if (count == words_at_once) {
+      BL_UNROLL(8)
+      for (int p = 0; p < Bits; ++p)
+        plane[p] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from.plane[p] + word));
+    } else {
+      const __m256i wanted =
+          _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+      BL_UNROLL(8)
+      for (int p = 0; p < Bits; ++p)
+        plane[p] =
+            _mm256_maskload_epi32(reinterpret_cast<const int*>(from.plane[p] + word), wanted);
+    }
+  }
+
+  /// Bytes of columns 8b + j and of columns 8b + 4 + j of eight words to those of both for words 0,
+  /// 1, 4, 5 and for words 2, 3, 6, 7.
+  BL_AVX2_INLINE static void by_word(__m256i& first, __m256i& second) {
+    const __m256i low = _mm256_unpacklo_epi32(first, second);
+    second = _mm256_unpackhi_epi32(first, second);
+    first = low;
+  }
+
+  template <class Table>
+  BL_AVX2_INLINE static void look_up_all(half_chunk& c, const block& b, const Table& t) {
+    look_up<0>(c, b, t), look_up<1>(c, b, t), look_up<2>(c, b, t), look_up<3>(c, b, t);
+  }
+  BL_AVX2_INLINE static void look_up(const held_table& t, __m256i& a, __m256i& a_high, __m256i& b,
+                                     __m256i& b_high) {
+    a_high = _mm256_shuffle_epi8(t.high, a), b_high = _mm256_shuffle_epi8(t.high, b);
+    a = _mm256_shuffle_epi8(t.low, a), b = _mm256_shuffle_epi8(t.low, b);
+  }
 
   BL_AVX2_INLINE static void store(std::uint16_t* to, __m256i v) {
     _mm256_store_si256(reinterpret_cast<__m256i*>(to), v);
@@ -253,44 +358,49 @@ struct avx2_decoder {
   // Codes to the low and the high bytes of their values, two registers together so that they share
   // the loads of the tables. A shuffle gives zero where bit 7 of the index is set, so that with an
   // index of code - 16 * i table i answers for codes from 16 * i on (up to 127): as a table holds
-  // the difference to the one before, the xor of all answers is the value. Two chains of eight
-  // tables are 8 bits.
+  // the difference to the one before, the xor of all answers is the value.
   BL_AVX2_INLINE static void look_up(const shuffle_table& t, __m256i& a, __m256i& a_high,
                                      __m256i& b, __m256i& b_high) {
-    const __m256i a_code = a, b_code = b, sixteen = _mm256_set1_epi8(16);
+    const __m256i sixteen = _mm256_set1_epi8(16);
     __m256i a_index = a, b_index = b;
-    if constexpr (Bits == 8) {
-      a_index = _mm256_and_si256(a, _mm256_set1_epi8(0x7f));
-      b_index = _mm256_and_si256(b, _mm256_set1_epi8(0x7f));
-    }
-    constexpr int chains = Bits == 8 ? 2 : 1, length = tables / chains;
-    __m256i al[chains], ah[chains], bl[chains], bh[chains];
-    BL_UNROLL(16)
-    for (int i = 0; i < length; ++i) {
-      BL_UNROLL(2)
-      for (int k = 0; k < chains; ++k) {
-        const __m256i low = entries(t.low[k * length + i]), high = entries(t.high[k * length + i]);
-        const __m256i a0 = _mm256_shuffle_epi8(low, a_index),
-                      a1 = _mm256_shuffle_epi8(high, a_index),
-                      b0 = _mm256_shuffle_epi8(low, b_index),
-                      b1 = _mm256_shuffle_epi8(high, b_index);
-        al[k] = i == 0 ? a0 : _mm256_xor_si256(al[k], a0);
-        ah[k] = i == 0 ? a1 : _mm256_xor_si256(ah[k], a1);
-        bl[k] = i == 0 ? b0 : _mm256_xor_si256(bl[k], b0);
-        bh[k] = i == 0 ? b1 : _mm256_xor_si256(bh[k], b1);
-        as_written(al[k]), as_written(ah[k]), as_written(bl[k]), as_written(bh[k]);
-      }
+    BL_UNROLL(8)
+    for (int i = 0; i < tables; ++i) {
+      const __m256i low = entries(t.low[i]), high = entries(t.high[i]);
+      const __m256i a0 = _mm256_shuffle_epi8(low, a_index), a1 = _mm256_shuffle_epi8(high, a_index),
+                    b0 = _mm256_shuffle_epi8(low, b_index), b1 = _mm256_shuffle_epi8(high, b_index);
+      a = i == 0 ? a0 : _mm256_xor_si256(a, a0);
+      a_high = i == 0 ? a1 : _mm256_xor_si256(a_high, a1);
+      b = i == 0 ? b0 : _mm256_xor_si256(b, b0);
+      b_high = i == 0 ? b1 : _mm256_xor_si256(b_high, b1);
+      as_written(a), as_written(a_high), as_written(b), as_written(b_high);
       a_index = _mm256_sub_epi8(a_index, sixteen);
       b_index = _mm256_sub_epi8(b_index, sixteen);
       as_written(a_index), as_written(b_index);
     }
-    a = al[0], a_high = ah[0], b = bl[0], b_high = bh[0];
-    if constexpr (Bits == 8) {
-      a = _mm256_blendv_epi8(al[0], al[1], a_code),
-      a_high = _mm256_blendv_epi8(ah[0], ah[1], a_code);
-      b = _mm256_blendv_epi8(bl[0], bl[1], b_code),
-      b_high = _mm256_blendv_epi8(bh[0], bh[1], b_code);
+  }
+
+  // Eight codes to floats. The barriers keep the two bytes of an extraction in parts of one
+  // register, which costs one step each; left alone, GCC shifts all eight out of copies.
+  BL_AVX2_INLINE static __m256 pick(std::uint64_t codes, const entry_table& t) {
+    __m128i four[2];
+    BL_UNROLL(2)
+    for (int h = 0; h < 2; ++h) {
+      std::uint64_t i, k;
+      next_two(codes, i, k);
+      four[h] = _mm_cvtsi32_si128(static_cast<int>(t.values[i]));
+      four[h] = _mm_insert_epi32(four[h], static_cast<int>(t.values[k]), 1);
+      next_two(codes, i, k);
+      four[h] = _mm_insert_epi32(four[h], static_cast<int>(t.values[i]), 2);
+      four[h] = _mm_insert_epi32(four[h], static_cast<int>(t.values[k]), 3);
     }
+    return _mm256_castsi256_ps(
+        _mm256_inserti128_si256(_mm256_castsi128_si256(four[0]), four[1], 1));
+  }
+  BL_AVX2_INLINE static void next_two(std::uint64_t& codes, std::uint64_t& i, std::uint64_t& k) {
+    i = codes & 0xff, k = codes >> 8 & 0xff;
+    asm volatile("" : "+r"(i), "+r"(k));
+    codes >>= 16;
+    asm volatile("" : "+Q"(codes));
   }
 
   // The shifts that bring columns 4i + j to the bottom of element (h, b), where i = 2 * b + h.

@@ -33,12 +33,24 @@ inline int even_chunk(const thread_pool* pool, int rows, int least, int most) {
   return ((share - 1) / pieces / 8 + 1) * 8;
 }
 
+/// `chunk`, a multiple of 8, or less where threads then get equally many chunks: of 5, one of two
+/// threads would get 3. Not half of it: what is worth handing over stays so.
+inline int level_chunk(const thread_pool* pool, int rows, int chunk) {
+  const int threads = pool == nullptr ? 1 : pool->size();
+  const int least = (rows - 1) / chunk + 1;
+  const int level = ((least - 1) / threads + 1) * threads;
+  return level > 2 * least ? chunk : ((rows - 1) / level / 8 + 1) * 8;
+}
+
 /// Calls `body(begin, end)` over chunks of the rows.
+/// @param chunk rows at most, a multiple of 8
 template <class Body>
 void split_rows(thread_pool* pool, int rows, int chunk, const Body& body) {
-  parallel_for(pool, rows, chunk, [&](std::int64_t begin, std::int64_t end) {
-    body(static_cast<int>(begin), static_cast<int>(end));
-  });
+  if (rows <= 0) return;
+  parallel_for(pool, rows, level_chunk(pool, rows, chunk),
+               [&](std::int64_t begin, std::int64_t end) {
+                 body(static_cast<int>(begin), static_cast<int>(end));
+               });
 }
 
 }  // namespace detail

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: MIT
+// A model folder of given shapes with random weights, for programs that measure speed: values do
+// not matter, only that they stay finite and that every weight has its own memory.
+#pragma once
+
+#include <bitladder/core/bitplane.hpp>
+#include <bitladder/core/codebook.hpp>
+#include <bitladder/core/dtype.hpp>
+#include <bitladder/io/checkpoint_writer.hpp>
+#include <bitladder/io/safetensors_plan.hpp>
+#include <bitladder/io/safetensors_writer.hpp>
+
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <string>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace bench {
+
+/// Shapes of a Llama whose head is its embedding.
+struct model_shape {
+  int layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, context;
+};
+
+constexpr model_shape smollm2_135m{30, 576, 1536, 9, 3, 64, 49152, 8192};
+
+/// Written at construction, gone with the object. In the system's folder for temporary files: set
+/// TMPDIR to a folder in memory if that one is slow.
+class random_model {
+ public:
+  /// @param planes 2 to 8 bits in bitplanes with an fp16 embedding; false: all fp32
+  random_model(const model_shape& s, bool planes)
+      : path_(std::filesystem::temp_directory_path() /
+              ("bitladder-bench-" + std::to_string(::getpid()) + (planes ? "-planes" : "-dense"))) {
+    try {
+      planes ? write_planes(s) : write_dense(s);
+    } catch (...) {
+      remove();
+      throw;
+    }
+  }
+  random_model(const random_model&) = delete;
+  random_model& operator=(const random_model&) = delete;
+  ~random_model() { remove(); }
+
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  static constexpr int min_bits = 2, max_bits = 8;
+  // Of uniform numbers up to this, 576 products with numbers of size 1 add up to about 1.
+  static constexpr float largest = 0.07f;
+
+  static std::string config(const model_shape& s) {
+    return R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",)"
+           R"( "rms_norm_eps": 1e-5, "tie_word_embeddings": true, "hidden_size": )" +
+           std::to_string(s.hidden) + R"(, "intermediate_size": )" +
+           std::to_string(s.intermediate) + R"(, "num_hidden_layers": )" +
+           std::to_string(s.layers) + R"(, "num_attention_heads": )" + std::to_string(s.heads) +
+           R"(, "num_key_value_heads": )" + std::to_string(s.kv_heads) + R"(, "head_dim": )" +
+           std::to_string(s.head_dim) + R"(, "vocab_size": )" + std::to_string(s.vocabulary) +
+           R"(, "max_position_embeddings": )" + std::to_string(s.context) + "}";
+  }
+
+  static std::vector<bitladder::checkpoint_plan::linear> linears(const model_shape& s) {
+    std::vector<bitladder::checkpoint_plan::linear> all;
+    for (int i = 0; i < s.layers; ++i) {
+      const std::string layer = "model.layers." + std::to_string(i) + ".";
+      all.push_back({layer + "self_attn.q_proj", s.heads * s.head_dim, s.hidden});
+      all.push_back({layer + "self_attn.k_proj", s.kv_heads * s.head_dim, s.hidden});
+      all.push_back({layer + "self_attn.v_proj", s.kv_heads * s.head_dim, s.hidden});
+      all.push_back({layer + "self_attn.o_proj", s.hidden, s.heads * s.head_dim});
+      all.push_back({layer + "mlp.gate_proj", s.intermediate, s.hidden});
+      all.push_back({layer + "mlp.up_proj", s.intermediate, s.hidden});
+      all.push_back({layer + "mlp.down_proj", s.hidden, s.intermediate});
+    }
+    return all;
+  }
+
+  static std::vector<std::string> norms(const model_shape& s) {
+    std::vector<std::string> all{"model.norm.weight"};
+    for (int i = 0; i < s.layers; ++i)
+      for (const char* name : {"input_layernorm", "post_attention_layernorm"})
+        all.push_back("model.layers." + std::to_string(i) + "." + name + ".weight");
+    return all;
+  }
+
+  template <class T>
+  std::vector<T> random_values(std::size_t count) {
+    std::vector<T> values(count);
+    for (T& v : values) {
+      const float f =
+          (static_cast<float>(static_cast<std::uint32_t>(rng_())) * 0x1p-31f - 1.f) * largest;
+      if constexpr (std::is_same_v<T, float>)
+        v = f;
+      else
+        v = bitladder::to_fp16(f);
+    }
+    return values;
+  }
+
+  void write_planes(const model_shape& s) {
+    bitladder::checkpoint_plan plan;
+    plan.min_bits = min_bits;
+    plan.max_bits = max_bits;
+    plan.linears = linears(s);
+    for (const std::string& name : norms(s))
+      plan.tensors.push_back({name, bitladder::dtype::f32, {s.hidden}});
+    plan.tensors.push_back(
+        {"model.embed_tokens.weight", bitladder::dtype::f16, {s.vocabulary, s.hidden}});
+    bitladder::checkpoint_writer writer(path_, plan, "random");
+    for (const auto& l : plan.linears) {
+      bitladder::bitplane_tensor planes(bitladder::bitplane_layout{l.rows, l.cols, max_bits});
+      for (std::size_t i = 0; i < planes.layout().total_words(); ++i)
+        planes.data()[i] = static_cast<std::uint32_t>(rng_());
+      if (l.cols % 32 != 0)  // bits past the last column are zero
+        for (int p = 0; p < max_bits; ++p)
+          for (int r = 0; r < l.rows; ++r)
+            planes.data()[planes.layout().word(p, r, l.cols / 32)] &= (1u << l.cols % 32) - 1;
+      bitladder::codebook_ladder tables(l.rows, 1, min_bits, max_bits);
+      for (int b = min_bits; b <= max_bits; ++b)
+        for (std::size_t i = 0; i < tables[b].size(); ++i) {
+          const int entries = 1 << b, at = static_cast<int>(i) & (entries - 1);
+          tables.data(b)[i] = bitladder::to_fp16(
+              largest * static_cast<float>(2 * at + 1 - entries) / static_cast<float>(entries));
+        }
+      writer.write_linear(l.name, planes.view(), tables);
+    }
+    const std::vector<float> ones(static_cast<std::size_t>(s.hidden), 1.f);
+    for (const std::string& name : norms(s))
+      writer.write_tensor(name, ones.data(), ones.size() * sizeof(float));
+    const auto embedding = random_values<bitladder::fp16_t>(static_cast<std::size_t>(s.vocabulary) *
+                                                            static_cast<std::size_t>(s.hidden));
+    writer.write_tensor("model.embed_tokens.weight", embedding.data(),
+                        embedding.size() * sizeof(bitladder::fp16_t));
+    writer.finish(config(s));
+  }
+
+  void write_dense(const model_shape& s) {
+    std::filesystem::create_directories(path_);
+    std::ofstream(path_ / "config.json") << config(s);
+    auto matrices = linears(s);
+    for (auto& l : matrices) l.name += ".weight";
+    matrices.push_back({"model.embed_tokens.weight", s.vocabulary, s.hidden});
+    bitladder::safetensors_plan plan;
+    for (const std::string& name : norms(s)) plan.add(name, bitladder::dtype::f32, {s.hidden});
+    for (const auto& m : matrices) plan.add(m.name, bitladder::dtype::f32, {m.rows, m.cols});
+    auto file = bitladder::safetensors_writer::create(path_ / "model.safetensors", plan);
+    const std::vector<float> ones(static_cast<std::size_t>(s.hidden), 1.f);
+    for (const std::string& name : norms(s))
+      file.write(name, ones.data(), ones.size() * sizeof(float));
+    for (const auto& m : matrices) {
+      const auto values =
+          random_values<float>(static_cast<std::size_t>(m.rows) * static_cast<std::size_t>(m.cols));
+      file.write(m.name, values.data(), values.size() * sizeof(float));
+    }
+    file.commit();
+  }
+
+  void remove() noexcept {
+    std::error_code ignored;
+    for (const char* suffix : {"", ".partial", ".partial.journal"})
+      std::filesystem::remove_all(std::filesystem::path(path_) += suffix, ignored);
+  }
+
+  std::filesystem::path path_;
+  std::mt19937_64 rng_{1};
+};
+
+}  // namespace bench
