@@ -17,8 +17,10 @@
 #define BL_HOST_DEVICE
 #endif
 
-/// Declares a kernel. Hidden, because nvcc before 13 emits weak host stubs: two shared objects
-/// built for different architectures would share one of them and the launch would fail silently.
+/// Declares a kernel, which must be a template: nvcc ignores inline on others, and two translation
+/// units would each define it. Hidden, because nvcc before 13 emits weak host stubs: two shared
+/// objects built for different architectures would share one of them and the launch would fail
+/// silently.
 #ifdef __CUDACC__
 #define BL_KERNEL __attribute__((visibility("hidden"))) __global__ void
 #else

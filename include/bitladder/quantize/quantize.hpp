@@ -165,6 +165,7 @@ class quantized_parts {
   }
   /// Entries of a precision from table `t` on. [tables, 2^bits]
   fp16_t* table(int bits, std::size_t t) { return q_.codebooks_.data(bits) + (t << bits); }
+  bool has(int bits) const { return q_.codebooks_.has(bits); }
   /// Of table `t`: [0] the weighted variance, [b] the weighted error at b bits.
   std::array<double, 9>& errors(std::size_t t) { return errors_[t]; }
 

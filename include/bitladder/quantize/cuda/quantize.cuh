@@ -156,11 +156,17 @@ void queue_quantize(quantize_buffers& b, const quantize_plan& plan, const kmeans
   check(launch_status());
 }
 
-/// Queues the copy of rows to device memory without gaps.
+/// Queues the copy of rows to device memory without gaps. Rows without gaps go as one: the runtime
+/// copies others from ordinary memory row by row.
 template <class T>
 void copy_rows_in(quantize_buffers::bytes& to, const T* from, std::size_t stride, int rows,
                   int cols, cudaStream_t stream) {
   const std::size_t width = static_cast<std::size_t>(cols) * sizeof(T);
+  if (stride == static_cast<std::size_t>(cols)) {
+    check(call_status(cudaMemcpyAsync(to.data(), from, width * static_cast<std::size_t>(rows),
+                                      cudaMemcpyHostToDevice, stream)));
+    return;
+  }
   check(call_status(cudaMemcpy2DAsync(to.data(), width, from, stride * sizeof(T), width,
                                       static_cast<std::size_t>(rows), cudaMemcpyHostToDevice,
                                       stream)));
@@ -317,7 +323,13 @@ class quantizer {
     for (std::size_t t = 0; t < count; ++t) {
       switch (states_[t]) {
         case detail::row_state::bad_sensitivity: return false;
-        case detail::row_state::done: parts.errors(first + t) = errors_[t]; break;
+        case detail::row_state::done: {
+          std::array<double, 9>& e = parts.errors(first + t);
+          e[0] = errors_[t][0];
+          for (std::size_t bits = 1; bits < e.size(); ++bits)
+            if (parts.has(static_cast<int>(bits))) e[bits] = errors_[t][bits];
+          break;
+        }
         case detail::row_state::few_points: {
           const int at_row = row + static_cast<int>(t) / options.groups;
           const int at_col = static_cast<int>(t) % options.groups * plan.count;

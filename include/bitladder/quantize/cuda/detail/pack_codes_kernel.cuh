@@ -20,8 +20,8 @@ namespace detail {
 
 /// A warp makes a word of every plane at a time; columns past the last are zero.
 /// @param codes [rows, cols]; @param out [planes, rows, words]
-BL_KERNEL pack_codes_kernel(const std::uint8_t* codes, std::uint32_t* out, int rows, int cols,
-                            int planes) {
+template <class Code>
+BL_KERNEL pack_codes_kernel(const Code* codes, std::uint32_t* out, int rows, int cols, int planes) {
   const int words = (cols + 31) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t all = static_cast<std::int64_t>(rows) * words;
   const std::int64_t warps = static_cast<std::int64_t>(gridDim.x) * (blockDim.x / 32);
