@@ -31,16 +31,9 @@ __device__ __forceinline__ void mma_and_popc_first(int (&c)[4], const std::uint3
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(0));
 }
 
-/// Warps 2 i and 2 i + 1 wait for each other, i below `Pairs`, at barrier i + 1 of the block. The
-/// barrier's number is part of the instruction: of one in a register compute-sanitizer's racecheck
-/// loses count.
-template <int Pairs>
-__device__ __forceinline__ void meet_in_pairs(int warp) {
-  static_assert(Pairs >= 1 && Pairs <= 15, "a block has 16 barriers, of which 0 is everybody's");
-  if constexpr (Pairs > 1) {
-    if (warp / 2 < Pairs - 1) return meet_in_pairs<Pairs - 1>(warp);
-  }
-  asm volatile("bar.sync %0, 64;" ::"n"(Pairs) : "memory");
+/// Waits for the other warps that come to barrier `id`, 1..15, `threads` in all.
+__device__ __forceinline__ void wait_for_warps(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 /// Transposes two 16 x 16 bit matrices, one in the lower and one in the upper halves of the words:
