@@ -23,6 +23,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.name("bitladder");
   cli::add_quantize(app);
+  cli::add_sensitivity(app);
   cli::add_import(app);
   cli::add_export(app);
   cli::add_inspect(app);

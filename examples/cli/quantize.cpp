@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT
 #include <bitladder/core/parallel.hpp>
+#include <bitladder/core/status.hpp>
 #include <bitladder/quantize/options.hpp>
 
 #include <llama/families.hpp>
+#include <llama/model_sensitivities.hpp>
 #include <llama/module_list.hpp>
 #include <llama/quantize_model.hpp>
 
+#include <cli/calibration_arguments.hpp>
 #include <cli/commands.hpp>
 #include <cli/progress.hpp>
 #include <cli/table.hpp>
@@ -13,10 +16,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <filesystem>
 #include <iostream>
 #include <map>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <vector>
 
 namespace cli {
@@ -25,6 +30,7 @@ namespace {
 struct quantize_arguments {
   std::string source, out, sensitivities, modules, method = "exact", rest = "keep", json;
   llama::quantize_model_options options;
+  calibration_arguments calibration;
   int seed_bits = 0, threads = 0;
   bool quiet = false;
 };
@@ -44,6 +50,32 @@ std::vector<row> summarize(const std::vector<llama::linear_errors>& linears) {
   return rows;
 }
 
+/// Beside the checkpoint, so that a rerun finds them: OUT.sensitivities.safetensors.
+std::filesystem::path sensitivities_beside(std::filesystem::path out) {
+  if (!out.has_filename()) out = out.parent_path();  // a slash at the end
+  return out += ".sensitivities.safetensors";
+}
+
+/// Measures sensitivities on the texts, unless they were measured before.
+void measure_sensitivities(quantize_arguments& a, bitladder::thread_pool& pool) {
+  // What would stop the quantizer is better said now than after the measuring.
+  std::error_code ignored;
+  if (!a.options.overwrite && std::filesystem::exists(a.out, ignored))
+    throw bitladder::error(bitladder::status::io_failed,
+                           a.out + ": is there already; choose another name or allow overwriting");
+  a.options.sensitivities = sensitivities_beside(a.out);
+  std::unique_ptr<progress> bar;
+  llama::model_sensitivities_options options = a.calibration.options(
+      a.options.modules, a.options.kmeans.random_state, a.options.overwrite, a.quiet, bar);
+  options.check = [&a](const llama::sensitivity_shape& weight) {
+    bitladder::validate(a.options.kmeans, weight.cols);
+  };
+  const auto made = llama::model_sensitivities(a.source, a.options.sensitivities, options, &pool);
+  bar.reset();
+  if (made.reused && !a.quiet)
+    std::cerr << a.options.sensitivities.string() << ": made from the same; not measured again\n";
+}
+
 void run(quantize_arguments& a) {
   bitladder::kmeans_options& k = a.options.kmeans;
   k.seed_bits = a.seed_bits != 0 ? a.seed_bits : std::max(2, k.min_bits);
@@ -57,6 +89,7 @@ void run(quantize_arguments& a) {
   if (!a.modules.empty()) a.options.modules = llama::read_module_list(a.modules);
   bitladder::thread_pool pool(a.threads);
   const auto start = std::chrono::steady_clock::now();
+  if (a.calibration.given()) measure_sensitivities(a, pool);
   std::unique_ptr<progress> bar;
   const auto errors = llama::quantize_model(
       a.source, a.out, a.options, &pool,
@@ -99,7 +132,10 @@ void add_quantize(CLI::App& app) {
       "stopped.\n\n"
       "  bitladder quantize examples/models/small -o small-2to8\n"
       "  bitladder quantize MODEL -o OUT --seed-bits 4 --min-bits 3 --sensitivities "
-      "grads.safetensors");
+      "grads.safetensors\n"
+      "  bitladder quantize MODEL -o OUT --text books/    measures sensitivities first and keeps "
+      "them in\n"
+      "      OUT.sensitivities.safetensors, where a rerun finds them");
   bitladder::kmeans_options& k = a->options.kmeans;
   c->add_option("model", a->source, "Folder or GGUF file of the model")
       ->required()
@@ -120,11 +156,13 @@ void add_quantize(CLI::App& app) {
        "--lookahead", k.lookahead,
        "How much a split above the seed also weighs the error one bit further on; 0: not at all")
       ->capture_default_str();
+  CLI::Option* text = a->calibration.add_to(*c);
   c->add_option("--sensitivities", a->sensitivities,
                 "safetensors with a sensitivity (squared gradient) for every weight, under the "
                 "weights' names; "
-                "without it every weight counts alike")
-      ->check(CLI::ExistingPath);
+                "without it, and without --text, every weight counts alike")
+      ->check(CLI::ExistingPath)
+      ->excludes(text);
   c->add_option("--modules", a->modules,
                 "Which linears of every layer, others stay as they are: names with commas between "
                 "(self_attn.q_proj,mlp.down_proj), or a JSON file "
@@ -139,13 +177,15 @@ void add_quantize(CLI::App& app) {
                 "exact, or published (Any-Precision LLM's own, for comparison)")
       ->check(CLI::IsMember({"exact", "published"}))
       ->capture_default_str();
-  c->add_option("--random-state", k.random_state, "Seed of the published method")
+  c->add_option("--random-state", k.random_state,
+                "Seed of the draws of calibration text, and of the published method")
       ->capture_default_str();
   c->add_option("--threads", a->threads, "Threads; 0 takes all. The result does not depend on it")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   c->add_flag("--overwrite", a->options.overwrite,
-              "Replace a checkpoint of that name, or unfinished work of other options");
+              "Replace a checkpoint of that name, its sensitivities if they were measured "
+              "otherwise, or unfinished work of other options");
   c->add_option("--json", a->json, "Also write the table as a JSON list");
   c->add_flag("-q,--quiet", a->quiet, "No progress bar");
   c->callback([a] { run(*a); });

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Everything, CUDA included, for .cu files; kernels/cuda/gemm_cublas.cuh, which needs cuBLAS, and
-// quantize/cuda/quantize.cuh, which takes in much of CUB, are included by name. For users; the library's own headers include what they use.
+// quantize/cuda/quantize.cuh, which takes in much of CUB, are included by name. For users; the
+// library's own headers include what they use.
 #pragma once
 
 #include <bitladder/bitladder.hpp>

@@ -2,92 +2,23 @@
 // The tool as a user runs it, on the bundled model.
 #include <bitladder/io/checkpoint.hpp>
 
+#include "tool.hpp"
+
 #include <doctest/doctest.h>
 #include <nlohmann/json.hpp>
-#include <unistd.h>
 
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <map>
 #include <string>
-#include <sys/wait.h>
 #include <utility>
 #include <vector>
 
-namespace fs = std::filesystem;
+using namespace cli_test;
 
 namespace {
-
-const std::string small = std::string(BL_SOURCE_DIR) + "/examples/models/small";
-const std::string held_out = std::string(BL_SOURCE_DIR) + "/examples/models/held-out.txt";
-
-/// One folder for the whole program, with one checkpoint that the cases share.
-class workplace {
- public:
-  workplace() {
-    std::string name = (fs::temp_directory_path() / "bitladder-cli-XXXXXX").string();
-    REQUIRE(::mkdtemp(name.data()) != nullptr);
-    path_ = name;
-  }
-  ~workplace() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  fs::path operator/(const std::string& name) const { return path_ / name; }
-
- private:
-  fs::path path_;
-};
-
-workplace& work() {
-  static workplace w;
-  return w;
-}
-
-struct outcome {
-  int status;
-  std::string text;  ///< standard output and error
-};
-
-outcome shell(const std::string& command) {
-  FILE* pipe = ::popen(("(" + command + ") 2>&1").c_str(), "r");
-  REQUIRE(pipe != nullptr);
-  outcome o{0, {}};
-  char buffer[4096];
-  for (std::size_t n; (n = std::fread(buffer, 1, sizeof buffer, pipe)) > 0;)
-    o.text.append(buffer, n);
-  const int status = ::pclose(pipe);
-  o.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  return o;
-}
-
-outcome tool(const std::string& arguments) { return shell(std::string(BL_TOOL) + " " + arguments); }
-
-const std::string& checkpoint() {
-  static const std::string path = [] {
-    const std::string out = (work() / "small").string();
-    const outcome o = tool("quantize " + small + " -q -o " + out);
-    REQUIRE_MESSAGE(o.status == 0, o.text);
-    return out;
-  }();
-  return path;
-}
-
-nlohmann::json rows_of(const fs::path& file) { return nlohmann::json::parse(std::ifstream(file)); }
-
-std::string read_all(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-}
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
 
 /// A copy of the bundled model with one file replaced.
 fs::path changed_model(const std::string& name, const std::string& file, const std::string& bytes) {
@@ -104,8 +35,8 @@ fs::path changed_model(const std::string& name, const std::string& file, const s
 TEST_CASE("every command explains itself") {
   CHECK(contains(tool("--help").text, "quantize"));
   CHECK(contains(tool("--version").text, "."));
-  for (const char* command :
-       {"quantize", "import", "export", "inspect", "generate", "perplexity", "demo"}) {
+  for (const char* command : {"quantize", "sensitivity", "import", "export", "inspect", "generate",
+                              "perplexity", "demo"}) {
     const outcome o = tool(std::string(command) + " --help");
     CHECK(o.status == 0);
     CHECK(contains(o.text, "--json"));
