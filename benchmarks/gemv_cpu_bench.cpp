@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 // How fast the CPU kernels read weights: gemv at every precision and with every instruction set
 // that the machine has, beside dense float and fp16 rows, OpenBLAS's sgemv where it was found
-// (BL_BENCH_HAS_CBLAS), and plain memory reads and copies; gemm at a prompt's batch, and
-// dequantize. Weights rotate over more memory than any last-level cache holds, as a model's layers
-// do; gemm repeats one matrix, as its weights are used many times. `gweights_per_second` counts
-// weights, `bytes_per_second` the least traffic there can be: the planes read, their tables, x and
-// y.
+// (BL_BENCH_HAS_CBLAS), and plain memory reads and copies; gemv with outliers beside the codes;
+// gemm at a prompt's batch, and dequantize. Weights rotate over more memory than any last-level
+// cache holds, as a model's layers do; gemm repeats one matrix, as its weights are used many times.
+// `gweights_per_second` counts weights, `bytes_per_second` the least traffic there can be: the
+// planes read, their tables, x and y.
 //
 // Run: gemv_cpu_bench [--benchmark_filter=gemv.*bits:4]
 #include <bitladder/core/bitplane.hpp>
@@ -14,6 +14,7 @@
 #include <bitladder/core/dtype.hpp>
 #include <bitladder/core/matrix_view.hpp>
 #include <bitladder/core/parallel.hpp>
+#include <bitladder/core/sparse_matrix.hpp>
 #include <bitladder/kernels/cpu/dequantize.hpp>
 #include <bitladder/kernels/cpu/gemm.hpp>
 #include <bitladder/kernels/cpu/gemv.hpp>
@@ -25,13 +26,16 @@
 #include <cblas.h>
 #endif
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
 #include <random>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #ifndef NDEBUG
@@ -118,6 +122,74 @@ void gemv(benchmark::State& state) {
                                           static_cast<int>(state.range(1)), pool, use);
     return status::ok;
   }));
+}
+
+/// 0.45% of the weights, half of them in every hundredth row; their codes become one in each row.
+sparse_matrix crowded_outliers(layer& l) {
+  const bitplane_layout& layout = l.planes.layout();
+  std::mt19937 rng(2);
+  std::vector<std::int32_t> offsets{0}, columns;
+  for (int r = 0; r < layout.rows; ++r) {
+    const double share = r % 100 == 0 ? 0.225 : 0.00225;
+    std::int32_t first = -1;
+    for (int c = 0; c < layout.cols; ++c) {
+      if (static_cast<double>(rng()) >= share * 4294967296.0) continue;
+      columns.push_back(c);
+      if (first < 0) first = c;
+      for (int p = 0; p < layout.planes; ++p) {
+        const std::uint32_t bit = l.planes.data()[layout.word(p, r, first / 32)] >> first % 32 & 1u;
+        std::uint32_t& word = l.planes.data()[layout.word(p, r, c / 32)];
+        word = (word & ~(1u << c % 32)) | bit << c % 32;
+      }
+    }
+    offsets.push_back(static_cast<std::int32_t>(columns.size()));
+  }
+  std::vector<fp16_t> values(columns.size(), to_fp16(0.75f));
+  return {layout.rows, layout.cols, std::move(offsets), std::move(columns), std::move(values)};
+}
+
+/// Dense and sparse, and in turn with it the same without outliers. rows, cols, bits, threads
+/// `over_dense`: the time with outliers by that without.
+void gemv_outliers(benchmark::State& state) {
+  const int rows = static_cast<int>(state.range(0)), cols = static_cast<int>(state.range(1)),
+            bits = static_cast<int>(state.range(2));
+  thread_pool pool(static_cast<int>(state.range(3)));
+  auto layers = rotation(rows, cols, bits);
+  const sparse_matrix outliers = crowded_outliers(layers[0]);
+  std::fill(layers.begin() + 1, layers.end(), layers[0]);
+  const std::vector<sparse_matrix> copies(layers.size(), outliers);
+  const auto x = ramp(static_cast<std::size_t>(cols));
+  std::vector<float> y(static_cast<std::size_t>(rows)), expected(y.size());
+  const auto multiply = [&](std::size_t i, bool sparse) {
+    cpu::gemv(bits, layers[i].planes.view(), layers[i].tables[bits],
+              sparse ? copies[i].view() : sparse_view(), x, y, &pool);
+    benchmark::DoNotOptimize(y.data());
+  };
+  multiply(0, true);
+  cpu::reference::gemm(layers[0].planes.view(), layers[0].tables[bits], outliers.view(),
+                       matrix_view<const float>(x.data(), 1, cols),
+                       matrix_view<float>(expected.data(), 1, rows));
+  if (y != expected) return state.SkipWithError("wrong result");
+  const auto seconds = [&](std::size_t i, bool sparse) {
+    const auto start = std::chrono::steady_clock::now();
+    multiply(i % layers.size(), sparse);
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
+  std::size_t next = 0;
+  double dense = 0, both = 0;
+  for (auto _ : state) {
+    const double here = seconds(next++, true);
+    state.SetIterationTime(here);
+    both += here;
+    dense += seconds(next++, false);
+  }
+  state.counters["over_dense"] = both / dense;
+  state.counters["outliers"] = outliers.count();
+  count_weights(
+      state, static_cast<double>(rows) * cols,
+      static_cast<double>(layers[0].planes.layout().total_words() * 4 +
+                          layers[0].tables[bits].size() * sizeof(fp16_t) + outliers.view().bytes() +
+                          (x.size() + y.size()) * sizeof(float)));
 }
 
 /// rows, cols, threads
@@ -281,6 +353,10 @@ BENCHMARK(gemv)
     ->ArgsProduct({{768}, {256}, every_precision, {1}, simd})
     ->ArgsProduct({{1024}, {1024}, {4}, {1}, {scalar}})
     ->UseRealTime();
+BENCHMARK(gemv_outliers)
+    ->ArgNames({"rows", "cols", "bits", "threads"})
+    ->ArgsProduct({{4096}, {4096, 11008}, {2, 3, 4, 8}, threads})
+    ->UseManualTime();
 BENCHMARK_TEMPLATE(gemv_dense, float)
     ->ArgNames({"rows", "cols", "threads"})
     ->ArgsProduct({{4096}, {4096, 11008}, threads})

@@ -11,6 +11,7 @@ set(BL_CORE_HEADERS
   include/bitladder/core/matrix_view.hpp
   include/bitladder/core/pack.hpp
   include/bitladder/core/parallel.hpp
+  include/bitladder/core/sparse_matrix.hpp
   include/bitladder/core/status.hpp
   include/bitladder/kernels/cpu/dequantize.hpp
   include/bitladder/kernels/cpu/detail/avx2_decoder.hpp
@@ -22,6 +23,7 @@ set(BL_CORE_HEADERS
   include/bitladder/kernels/cpu/detail/avx512_decoder.hpp
   include/bitladder/kernels/cpu/detail/avx512_gemv.hpp
   include/bitladder/kernels/cpu/detail/check.hpp
+  include/bitladder/kernels/cpu/detail/outlier_rows.hpp
   include/bitladder/kernels/cpu/detail/scalar.hpp
   include/bitladder/kernels/cpu/detail/scratch.hpp
   include/bitladder/kernels/cpu/detail/split_rows.hpp
@@ -32,13 +34,19 @@ set(BL_CORE_HEADERS
   include/bitladder/kernels/cpu/order.hpp
   include/bitladder/kernels/cpu/reference.hpp
   include/bitladder/kernels/cuda/packed_layout.hpp
+  include/bitladder/quantize/hidden_outliers.hpp
   include/bitladder/quantize/interval_search.hpp
   include/bitladder/quantize/kmeans_solver.hpp
   include/bitladder/quantize/merge.hpp
+  include/bitladder/quantize/nested_descent.hpp
   include/bitladder/quantize/options.hpp
+  include/bitladder/quantize/outliers.hpp
   include/bitladder/quantize/published.hpp
   include/bitladder/quantize/quantize.hpp
   include/bitladder/quantize/radix_sort.hpp
+  include/bitladder/quantize/refit.hpp
+  include/bitladder/quantize/refit_ladder.hpp
+  include/bitladder/quantize/resplit.hpp
   include/bitladder/quantize/row_ladder.hpp
   include/bitladder/quantize/sensitivity.hpp
   include/bitladder/quantize/sorted_row.hpp
@@ -77,6 +85,7 @@ set(BL_IO_HEADERS
   include/bitladder/io/safetensors_writer.hpp
   include/bitladder/io/squeezellm_checkpoint.hpp
   include/bitladder/io/squeezellm_layout.hpp
+  include/bitladder/io/squeezellm_outliers.hpp
   include/bitladder/io/tensor_info.hpp
   include/bitladder/io/torch_file.hpp
   include/bitladder/io/torch_writer.hpp

@@ -62,6 +62,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
             sum += tables.table(r, g)[tables.entries() - 1].bits;
       }
       static_cast<void>(sum);
+      fuzz::attempt([&] { static_cast<void>(c.outliers(l.name).count()); });
       fuzz::attempt([&] { c.validate(l.name); });
     }
     static_cast<void>(c.plain_tensors());

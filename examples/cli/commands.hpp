@@ -18,6 +18,7 @@ namespace cli {
 
 void add_quantize(CLI::App& app);
 void add_sensitivity(CLI::App& app);
+void add_refit(CLI::App& app);
 void add_import(CLI::App& app);
 void add_export(CLI::App& app);
 void add_inspect(CLI::App& app);

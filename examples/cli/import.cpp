@@ -48,11 +48,17 @@ void run(import_arguments& a) {
               << " of " << r.rounding.linear << "\n";
   else
     std::cout << "tables unchanged\n";
+  if (r.outliers > 0)
+    std::cout << r.outliers << " outliers ("
+              << as_number("%.3g")(100.0 * static_cast<double>(r.outliers) /
+                                   static_cast<double>(r.weights))
+              << "% of the weights)\n";
   write_rows(a.json, {{{"format", r.format},
                        {"min_bits", r.min_bits},
                        {"max_bits", r.max_bits},
                        {"linears", r.linears},
                        {"weights", r.weights},
+                       {"outliers", r.outliers},
                        {"largest_rounding", r.rounding.largest},
                        {"rounded", r.rounding.stored},
                        {"rounded_linear", r.rounding.linear},
@@ -68,11 +74,11 @@ void add_import(CLI::App& app) {
   c->footer(
       "SOURCE is a folder of Any-Precision LLM (config.json with \"anyprec\", pytorch_model.bin or "
       "safetensors),\n"
-      "or a folder or .pt file of SqueezeLLM without sparse parts; OUT a checkpoint as quantize "
-      "makes it, with the\n"
-      "same codes and tables. SqueezeLLM's tables are sorted and rounded to fp16. If the run is "
-      "interrupted, the\n"
-      "same command goes on where it stopped.\n\n"
+      "or a folder or .pt file of SqueezeLLM, dense or with sparse parts; OUT a checkpoint as "
+      "quantize makes it, with\n"
+      "the same codes and tables. SqueezeLLM's tables are sorted and rounded to fp16, its sparse "
+      "parts become outliers\n"
+      "in fp16. If the run is interrupted, the same command goes on where it stopped.\n\n"
       "  bitladder import anyprec-Llama-2-7b-w8_orig3 llama-3to8\n"
       "  bitladder import sq-llama-2-7b-w4-s0.pt llama-4 --companions Llama-2-7b-hf");
   c->add_option("source", a->source, "Folder or file to import")

@@ -48,21 +48,23 @@ void print_tensors(const Tensors& tensors) {
 }
 
 /// A row per precision: what one token reads (unknown without a model), and bits per weight of the
-/// linears, tables counted.
+/// linears, tables and outliers counted.
 std::vector<row> precision_rows(const std::vector<bitladder::linear_info>& linears, int min_bits,
                                 int max_bits, const llama::model* model) {
   std::vector<row> rows;
   for (int bits = min_bits; bits <= max_bits; ++bits) {
-    double weights = 0, planes = 0, tables = 0;
+    double weights = 0, planes = 0, tables = 0, outliers = 0;
     for (const bitladder::linear_info& l : linears) {
       weights += static_cast<double>(l.rows) * l.cols;
       planes += static_cast<double>(l.plane_bytes()) * bits;
       tables += static_cast<double>(l.table_bytes(bits));
+      outliers += static_cast<double>(l.outlier_bytes());
     }
     rows.push_back({{"bits", bits},
                     {"plane_bytes", planes},
                     {"table_bytes", tables},
-                    {"bits_per_weight", (planes + tables) * 8 / weights}});
+                    {"bits_per_weight", (planes + tables + outliers) * 8 / weights}});
+    if (outliers > 0) rows.back()["outlier_bytes"] = outliers;
     if (model != nullptr) rows.back()["bytes_per_token"] = model->bytes_per_token(bits);
   }
   return rows;
@@ -71,8 +73,10 @@ std::vector<row> precision_rows(const std::vector<bitladder::linear_info>& linea
 void print_precisions(const std::vector<row>& rows) {
   std::vector<column> columns = {{"bits", "bits", as_bits()},
                                  {"plane_bytes", "planes", as_bytes()},
-                                 {"table_bytes", "tables", as_bytes()},
-                                 {"bits_per_weight", "bits per weight", as_number("%.3f")}};
+                                 {"table_bytes", "tables", as_bytes()}};
+  if (!rows.empty() && rows[0].contains("outlier_bytes"))
+    columns.push_back({"outlier_bytes", "outliers", as_bytes()});
+  columns.push_back({"bits_per_weight", "bits per weight", as_number("%.3f")});
   if (!rows.empty() && rows[0].contains("bytes_per_token"))
     columns.push_back({"bytes_per_token", "read per token", as_bytes()});
   print_table(std::cout, columns, rows);
@@ -81,17 +85,27 @@ void print_precisions(const std::vector<row>& rows) {
 /// The line on the quantized linears, and on the rest.
 void print_totals(const std::vector<bitladder::linear_info>& linears,
                   const std::vector<bitladder::tensor_info>& others) {
-  double weights = 0, stored = 0, plain = 0;
+  double weights = 0, stored = 0, plain = 0, outliers = 0, outlier_bytes = 0;
   for (const bitladder::linear_info& l : linears) {
     weights += static_cast<double>(l.rows) * l.cols;
     stored += static_cast<double>(l.plane_bytes()) * l.planes;
     for (int b = l.min_bits; b <= l.max_bits; ++b) stored += static_cast<double>(l.table_bytes(b));
+    outliers += l.outliers;
+    outlier_bytes += static_cast<double>(l.outlier_bytes());
   }
+  stored += outlier_bytes;
   for (const auto& t : others) plain += static_cast<double>(t.bytes());
   std::cout << linears.size() << " quantized linears, " << as_number("%.4g")(weights / 1e6)
             << " M weights: " << bytes_text(stored) << " for all precisions together ("
-            << as_number("%.2f")(stored * 8 / weights) << " bits per weight, every table counted)\n"
-            << "everything else: " << bytes_text(plain) << "\n\n";
+            << as_number("%.2f")(stored * 8 / weights)
+            << " bits per weight, every table counted)\n";
+  if (outliers > 0)
+    std::cout << "among them " << as_number("%.0f")(outliers) << " outliers ("
+              << as_number("%.3g")(100 * outliers / weights)
+              << "% of the weights): " << bytes_text(outlier_bytes) << ", "
+              << as_number("%.3f")(outlier_bytes * 8 / weights)
+              << " bits per weight at every precision\n";
+  std::cout << "everything else: " << bytes_text(plain) << "\n\n";
 }
 
 void inspect_checkpoint(const inspect_arguments& a) {
@@ -110,7 +124,8 @@ void inspect_checkpoint(const inspect_arguments& a) {
   }
   if (a.check) {
     c.validate();
-    std::cout << "\nevery table is finite and ascending, every padding bit zero\n";
+    std::cout << "\nevery table is finite and ascending, every padding bit zero, every outlier "
+                 "sound\n";
   }
 }
 

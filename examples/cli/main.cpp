@@ -24,6 +24,7 @@ int main(int argc, char** argv) {
   app.name("bitladder");
   cli::add_quantize(app);
   cli::add_sensitivity(app);
+  cli::add_refit(app);
   cli::add_import(app);
   cli::add_export(app);
   cli::add_inspect(app);

@@ -27,10 +27,14 @@
 namespace cli {
 namespace {
 
+/// Of --outliers, in percent of all weights, as SqueezeLLM has it.
+constexpr double sensitive_share = 0.05;
+
 struct quantize_arguments {
   std::string source, out, sensitivities, modules, method = "exact", rest = "keep", json;
   llama::quantize_model_options options;
   calibration_arguments calibration;
+  double outliers = 0;
   int seed_bits = 0, threads = 0;
   bool quiet = false;
 };
@@ -79,6 +83,10 @@ void measure_sensitivities(quantize_arguments& a, bitladder::thread_pool& pool) 
 void run(quantize_arguments& a) {
   bitladder::kmeans_options& k = a.options.kmeans;
   k.seed_bits = a.seed_bits != 0 ? a.seed_bits : std::max(2, k.min_bits);
+  if (a.outliers > 0) {
+    k.outliers.sensitive = std::min(a.outliers, sensitive_share);
+    k.outliers.large = a.outliers - k.outliers.sensitive;
+  }
   a.options.kmeans.method = a.method == "exact" ? bitladder::quantize_method::exact
                                                 : bitladder::quantize_method::published;
   a.options.sensitivities = a.sensitivities;
@@ -133,6 +141,7 @@ void add_quantize(CLI::App& app) {
       "  bitladder quantize examples/models/small -o small-2to8\n"
       "  bitladder quantize MODEL -o OUT --seed-bits 4 --min-bits 3 --sensitivities "
       "grads.safetensors\n"
+      "  bitladder quantize MODEL -o OUT --outliers 0.45 --sensitivities grads.safetensors\n"
       "  bitladder quantize MODEL -o OUT --text books/    measures sensitivities first and keeps "
       "them in\n"
       "      OUT.sensitivities.safetensors, where a rerun finds them");
@@ -156,6 +165,21 @@ void add_quantize(CLI::App& app) {
        "--lookahead", k.lookahead,
        "How much a split above the seed also weighs the error one bit further on; 0: not at all")
       ->capture_default_str();
+  CLI::Option* outliers = c->add_option(
+      "--outliers", a->outliers,
+      "Percent of the weights of every linear to keep as they are, in fp16, beside the codes: up "
+      "to "
+      "0.05 those of the greatest sensitivity * weight^2, then those of the greatest magnitude. "
+      "0.45 is usual");
+  outliers->check(CLI::Range(0.0, 100.0))->capture_default_str();
+  c->add_option("--sensitive-outliers", k.outliers.sensitive,
+                "The same, but so many by sensitivity * weight^2 (by magnitude where every weight "
+                "counts alike)")
+      ->check(CLI::Range(0.0, 100.0))
+      ->excludes(outliers);
+  c->add_option("--large-outliers", k.outliers.large, "and so many by magnitude")
+      ->check(CLI::Range(0.0, 100.0))
+      ->excludes(outliers);
   CLI::Option* text = a->calibration.add_to(*c);
   c->add_option("--sensitivities", a->sensitivities,
                 "safetensors with a sensitivity (squared gradient) for every weight, under the "

@@ -32,6 +32,10 @@ bitladder::anyprec_plan plan_of(const bitladder::checkpoint& source, const confi
   plan.max_bits = source.max_bits();
   source.require_precision(plan.min_bits);
   for (const bitladder::linear_info& l : source.linears()) {
+    if (l.outliers > 0)
+      fail("linear \"" + l.name +
+           "\": expected no outliers, for which the Any-Precision layout has no place, found " +
+           std::to_string(l.outliers));
     if (l.cols % 32 != 0)
       fail("linear \"" + l.name +
            "\": expected columns in multiples of 32 for the Any-Precision layout, found " +

@@ -42,7 +42,7 @@ class anyprec final : public foreign_checkpoint {
   const std::vector<bitladder::linear_info>& linears() const override { return source_.linears(); }
   foreign_linear read(const std::string& linear, bitladder::thread_pool*) const override {
     source_.validate(linear);
-    return {source_.planes(linear), source_.tables(linear)};
+    return {source_.planes(linear), source_.tables(linear), {}};
   }
   foreign_rounding rounding(const std::string&) const override { return {}; }  // they are fp16
   std::vector<bitladder::tensor_info> plain_tensors() const override {
@@ -68,7 +68,7 @@ class squeezellm final : public foreign_checkpoint {
   const std::vector<bitladder::linear_info>& linears() const override { return source_.linears(); }
   foreign_linear read(const std::string& linear, bitladder::thread_pool* pool) const override {
     bitladder::squeezellm_matrix m = source_.read(linear, pool);
-    return {std::move(m.planes), std::move(m.tables)};
+    return {std::move(m.planes), std::move(m.tables), std::move(m.outliers)};
   }
   foreign_rounding rounding(const std::string& linear) const override {
     const bitladder::table_rounding r = source_.rounding(linear);

@@ -8,6 +8,7 @@
 #include <bitladder/core/codebook.hpp>
 #include <bitladder/core/matrix_view.hpp>
 #include <bitladder/core/parallel.hpp>
+#include <bitladder/core/sparse_matrix.hpp>
 #include <bitladder/io/checkpoint_format.hpp>
 #include <bitladder/io/tensor_info.hpp>
 
@@ -31,6 +32,7 @@ struct foreign_rounding {
 struct foreign_linear {
   bitladder::bitplane_tensor planes;
   bitladder::codebook_ladder tables;
+  bitladder::sparse_matrix outliers;  ///< as many as linears() says
 };
 
 /// One opened checkpoint. All that opening can check is checked.

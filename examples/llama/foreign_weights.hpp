@@ -98,6 +98,10 @@ class foreign_weight_file final : public weight_file {
     static const bitladder::fp16_t none{};
     return {&none, source_->linears()[at].rows, 1, bits};
   }
+  bitladder::sparse_view outliers(const std::string& linear) const override {
+    const std::size_t at = index_.at(linear);
+    return use_ == foreign_use::run ? converted_[at].outliers.view() : bitladder::sparse_view();
+  }
 
  private:
   std::unique_ptr<foreign_checkpoint> source_;

@@ -90,7 +90,8 @@ import_report import_model(const fs::path& path, const fs::path& out, const impo
     return static_cast<std::int64_t>(l.rows) * l.cols;
   };
   for (const bitladder::linear_info& l : source->linears()) {
-    plan.linears.push_back({l.name, l.rows, l.cols});
+    plan.linears.push_back({l.name, l.rows, l.cols, l.outliers});
+    report.outliers += l.outliers;
     report.weights += weights_of(l);
     const foreign_rounding r = source->rounding(l.name);  // checks the tables on the way
     if (r.largest > report.rounding.largest) report.rounding = r;
@@ -119,7 +120,7 @@ import_report import_model(const fs::path& path, const fs::path& out, const impo
   for (const bitladder::linear_info& l : source->linears()) {
     if (writer.done(l.name)) continue;
     const foreign_linear linear = source->read(l.name, pool);
-    writer.write_linear(l.name, linear.planes.view(), linear.tables);
+    writer.write_linear(l.name, linear.planes.view(), linear.tables, linear.outliers.view());
     done += weights_of(l);
     if (progress) progress(l.name, done, resumed, report.weights);
   }

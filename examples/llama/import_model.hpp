@@ -28,6 +28,7 @@ struct import_report {
   int min_bits = 0, max_bits = 0;
   std::size_t linears = 0;
   std::int64_t weights = 0;
+  std::int64_t outliers = 0;  ///< weights that stay beside the codes
   foreign_rounding rounding;  ///< the largest of all tables
 };
 

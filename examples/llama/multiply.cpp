@@ -15,10 +15,11 @@
 namespace llama {
 namespace {
 
-/// Calls `with` with the weight's operands: planes and tables, or rows of its type.
+/// Calls `with` with the weight's operands: planes, tables and outliers, or rows of its type.
 template <class F>
 void with_operands(const linear_weight& w, int bits, F&& with) {
-  if (w.quantized()) return with(bits, w.planes, w.table[static_cast<std::size_t>(bits)]);
+  if (w.quantized())
+    return with(bits, w.planes, w.table[static_cast<std::size_t>(bits)], w.outliers);
   switch (w.dense.type) {
     case bitladder::dtype::f16: return with(w.dense.view<bitladder::fp16_t>());
     case bitladder::dtype::bf16: return with(w.dense.view<bitladder::bf16_t>());

@@ -96,13 +96,19 @@ inline const bitladder::tensor_info& matching_sensitivity(const float_tensors& s
 /// Names everything that the checkpoint's bytes depend on.
 inline std::string fingerprint(const float_tensors& source, const float_tensors* sensitivities,
                                const bitladder::kmeans_options& o) {
+  const std::string outliers =
+      o.outliers.any()
+          ? ", outliers " + std::to_string(o.outliers.sensitive) + " + " +
+                std::to_string(o.outliers.large) + "% by " +
+                (o.outliers.rule == bitladder::outlier_rule::saliency ? "saliency" : "sensitivity")
+          : "";
   std::string text = source.stamp();
   if (sensitivities != nullptr) text += "sensitivities\n" + sensitivities->stamp();
   return "version " + std::to_string(BL_VERSION) + ", bits " + std::to_string(o.min_bits) + " to " +
          std::to_string(o.max_bits) + ", seed " + std::to_string(o.seed_bits) + ", groups " +
          std::to_string(o.groups) + ", method " + bitladder::to_string(o.method) + ", lookahead " +
          std::to_string(o.lookahead) + ", random state " + std::to_string(o.random_state) +
-         ", source " + std::to_string(bitladder::checksum(text.data(), text.size()));
+         outliers + ", source " + std::to_string(bitladder::checksum(text.data(), text.size()));
 }
 
 template <class T>
@@ -210,7 +216,10 @@ inline std::vector<linear_errors> quantize_model(const std::filesystem::path& so
     } catch (const bitladder::error& e) {
       throw bitladder::error(e.code(), tensors.path() + ": tensor \"" + w.name + "\": " + e.what());
     }
-    plan.linears.push_back({name, l.rows, l.cols});
+    const std::int64_t outliers =
+        bitladder::count_outliers(options.kmeans.outliers, l.rows, l.cols, l.sensitivity == nullptr)
+            .all();
+    plan.linears.push_back({name, l.rows, l.cols, outliers});
     replaced.insert(w.name);
     weights_in_all += l.weights();
     linears.push_back(l);
@@ -255,7 +264,7 @@ inline std::vector<linear_errors> quantize_model(const std::filesystem::path& so
     writing = std::async(std::launch::async, [&writer, &log, l, q] {
       log.add(detail::errors_of(*l, q->report()));
       writer.write_linear(l->name, bitladder::pack(q->codes(), q->max_bits()).view(),
-                          q->codebooks());
+                          q->codebooks(), q->outliers().view());
     });
     done += l->weights();
     if (progress) progress(l->name, done, resumed, weights_in_all);

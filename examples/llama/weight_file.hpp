@@ -6,6 +6,7 @@
 
 #include <bitladder/core/bitplane.hpp>
 #include <bitladder/core/codebook.hpp>
+#include <bitladder/core/sparse_matrix.hpp>
 #include <bitladder/io/checkpoint.hpp>
 #include <bitladder/io/tensor_info.hpp>
 
@@ -49,6 +50,8 @@ class weight_file {
   virtual bitladder::bitplane_view planes(const std::string& linear) const = 0;
   /// The tables of a quantized linear at one of `precisions()`.
   virtual bitladder::codebook_view codebook(const std::string& linear, int bits) const = 0;
+  /// The outliers of a quantized linear, checked; empty if it has none.
+  virtual bitladder::sparse_view outliers(const std::string& linear) const = 0;
 };
 
 /// Safetensors or GGUF: floats only.
@@ -74,6 +77,7 @@ class float_weight_file final : public weight_file {
   bool is_quantized(const std::string&) const override { return false; }
   bitladder::bitplane_view planes(const std::string&) const override { return {}; }
   bitladder::codebook_view codebook(const std::string&, int) const override { return {}; }
+  bitladder::sparse_view outliers(const std::string&) const override { return {}; }
 
  private:
   float_tensors tensors_;
@@ -107,6 +111,9 @@ class checkpoint_weight_file final : public weight_file {
   }
   bitladder::codebook_view codebook(const std::string& linear, int bits) const override {
     return checkpoint_.codebook(linear, bits);
+  }
+  bitladder::sparse_view outliers(const std::string& linear) const override {
+    return checkpoint_.outliers(linear);
   }
 
  private:

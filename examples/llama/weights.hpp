@@ -104,6 +104,7 @@ class weight_source {
              shape_text({w.planes.rows(), w.planes.cols()}));
       for (int bits : file_->precisions())
         w.table[static_cast<std::size_t>(bits)] = file_->codebook(name, bits);
+      w.outliers = file_->outliers(name);
     } else {
       w.dense = matrix(name + ".weight", rows, cols);
     }

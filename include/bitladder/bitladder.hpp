@@ -11,9 +11,12 @@
 #include <bitladder/core/matrix_view.hpp>
 #include <bitladder/core/pack.hpp>
 #include <bitladder/core/parallel.hpp>
+#include <bitladder/core/sparse_matrix.hpp>
 #include <bitladder/core/status.hpp>
 #include <bitladder/kernels/cpu/dequantize.hpp>
 #include <bitladder/kernels/cpu/gemm.hpp>
 #include <bitladder/kernels/cpu/gemv.hpp>
+#include <bitladder/quantize/outliers.hpp>
 #include <bitladder/quantize/quantize.hpp>
+#include <bitladder/quantize/refit_ladder.hpp>
 #include <bitladder/version.hpp>

@@ -35,8 +35,8 @@ fs::path changed_model(const std::string& name, const std::string& file, const s
 TEST_CASE("every command explains itself") {
   CHECK(contains(tool("--help").text, "quantize"));
   CHECK(contains(tool("--version").text, "."));
-  for (const char* command : {"quantize", "sensitivity", "import", "export", "inspect", "generate",
-                              "perplexity", "demo"}) {
+  for (const char* command : {"quantize", "sensitivity", "refit", "import", "export", "inspect",
+                              "generate", "perplexity", "demo"}) {
     const outcome o = tool(std::string(command) + " --help");
     CHECK(o.status == 0);
     CHECK(contains(o.text, "--json"));

@@ -232,7 +232,7 @@ TEST_CASE("a file of another kind, version or layout is refused, never misread")
   CHECK(plain.open_error().names("not a bitladder checkpoint"));
   plain.metadata = {};
   CHECK(plain.open_error().names("must be converted"));
-  CHECK(with_metadata("bitladder.version", "2").names("version \"2\" is not known"));
+  CHECK(with_metadata("bitladder.version", "3").names("version \"3\" is not known"));
   CHECK(
       with_metadata("bitladder.layout", "any-precision").names("layout \"any-precision\" is not"));
   for (const char* key : {"bitladder.version", "bitladder.layout", "bitladder.cols",

@@ -6,6 +6,8 @@ program read wide checkpoints made here.
 data/squeezellm{3,4}/model.pt     one layer in the published layout, codes of 3 and 4 bits
 data/squeezellm{3,4}/quant_config.json
 data/squeezellm_threshold.pt      a dense linear and the number that only sparse checkpoints have
+data/squeezellm_sparse4/          linears of 4 bits with sparse parts, made as SqueezeLLM makes
+                                  them: torch's CSR of weights less the entry next to zero
 The codes of a row are put together as one big number, k-th code at bit (bits k), and cut into
 words, which is what the layout says and nothing that the library does. Codes are
 (k k + 3 k + 17 n) mod 251 mod 2^bits for row n and column k. Entry i of a table stands at place
@@ -65,6 +67,36 @@ def write_checkpoint(folder, bits, shapes):
     (folder / "quant_config.json").write_text(json.dumps({"wbits": bits}) + "\n")
 
 
+def outlier(n, k):
+    """The weight at some places of a matrix, 0 at others."""
+    return (n - k + 0.5) / 8 if (5 * n + 3 * k + k * k) % 23 == 0 else 0.0
+
+
+def write_sparse_checkpoint(folder, bits, shapes):
+    write_checkpoint(folder, bits, shapes)
+    state = torch.load(folder / "model.pt")
+    for module, (rows, cols) in shapes.items():
+        name = "model.layers.0." + module
+        tables = state[name + ".lookup_table"]
+        code = codes(rows, cols, bits)
+        sparse = torch.zeros(rows, cols, dtype=torch.float32)
+        for n in range(rows):
+            # Zeroed weights are in the cluster next to zero; the sparse part makes up for it.
+            zero = int(tables[n].abs().argmin())
+            for k in range(cols):
+                if outlier(n, k) != 0:
+                    code[n][k] = zero
+                    sparse[n, k] = outlier(n, k) - tables[n, zero]
+        state[name + ".qweight"] = qweight(code, bits)
+        csr = sparse.to_sparse_csr()
+        state[name + ".rows"] = csr.crow_indices().to(torch.int32)
+        state[name + ".cols"] = csr.col_indices().to(torch.int32)
+        state[name + ".vals"] = csr.values()
+        state[name + ".startrows"] = torch.zeros(4, dtype=torch.int32)
+        state["sparse_threshold." + name] = int(csr.values().numel())
+    torch.save(state, folder / "model.pt")
+
+
 def require_published_places():
     """4 bits: word k/8, nibble k%8; 3 bits: 32 codes in 3 words, the 11th from bit 30 to bit 32."""
     four = qweight([[k % 16 for k in range(32)]], 4)[:, 0].tolist()
@@ -96,6 +128,8 @@ def main():
     for bits in (3, 4):
         write_checkpoint(DATA / ("squeezellm%d" % bits), bits,
                          {"self_attn.q_proj": (5, 32), "mlp.up": (3, 96), "mlp.down": (2, 160)})
+    write_sparse_checkpoint(DATA / "squeezellm_sparse4", 4,
+                            {"self_attn.q_proj": (5, 32), "mlp.up": (3, 96)})
     torch.save({"a.qweight": qweight(codes(1, 32, 3), 3), "a.lookup_table": table(1, 3),
                 "sparse_threshold.a": 7}, DATA / "squeezellm_threshold.pt")
 

@@ -204,18 +204,111 @@ TEST_CASE("the precision is that of the tables where quant_config.json is missin
   require_golden(c);
 }
 
-TEST_CASE("sparse parts are refused by name, since only dense checkpoints are read") {
-  for (const char* part : {"rows", "cols", "vals", "startrows", "full_rows", "full_row_indices"}) {
-    CAPTURE(part);
-    changed_golden g;
-    g.tensors.push_back({std::string("a.") + part, dtype::i32, {6}});
-    const thrown e = g.error();
-    CHECK(e.code == bl::status::bad_file);
-    CHECK(e.names("tensor \"a." + std::string(part) + "\" is a sparse part; only dense"));
+TEST_CASE("sparse parts of PyTorch become outliers: the weights that were taken out") {
+  const squeezellm_checkpoint c(fs::path(BL_TEST_DATA "/squeezellm_sparse4"));
+  REQUIRE(c.linears().size() == 2);
+  CHECK(c.plain_tensors().size() == 4);  // embedding, norm and two biases
+  for (const bl::linear_info& l : c.linears()) {
+    CAPTURE(l.name);
+    const bl::squeezellm_matrix m = c.read(l.name);
+    const bl::sparse_view o = m.outliers.view();
+    CHECK(o.count() == l.outliers);
+    REQUIRE(o.rows() == l.rows);
+    REQUIRE(o.cols() == l.cols);
+    CHECK(bl::find_code_fault(o, m.planes.view(), 1).code == bl::status::ok);
+    int wrong = 0, found = 0;
+    for (int r = 0; r < l.rows; ++r) {
+      int next = o.begin(r);
+      for (int k = 0; k < l.cols; ++k) {
+        if ((5 * r + 3 * k + k * k) % 23 != 0) {
+          wrong += m.planes.view().code(r, k, 4) != golden_label(r, golden_code(r, k, 4), 4);
+          continue;
+        }
+        const bool there = next < o.end(r) && o.columns()[next] == k;
+        wrong +=
+            !there || bl::to_float(o.values()[next]) != static_cast<float>(r - k) / 8 + 0.0625f;
+        next += there;
+        ++found;
+      }
+    }
+    CHECK(wrong == 0);
+    CHECK(found == o.count());
+    CHECK(found > 5);
   }
-  CHECK(error_of([&] {
-          squeezellm_checkpoint c(fs::path(BL_TEST_DATA "/squeezellm_threshold.pt"));
-        }).names("squeezellm_threshold.pt: \"sparse_threshold.a\" is a sparse part"));
+}
+
+TEST_CASE("sparse values are told from wherever the file says, in any order of columns") {
+  // Two rows of 32 columns at 1 bit; tables {2, -1} and {-3, 0.5}; all codes 0.
+  const std::vector<float> tables = {-1, 2, -3, 0.5};  // ascending, as codes count them
+  const auto read = [&](std::vector<std::int32_t> rows, std::vector<std::int32_t> cols,
+                        std::vector<float> values, bl::bitplane_tensor& planes) {
+    return bl::outliers_from_squeezellm(
+        {reinterpret_cast<const std::byte*>(rows.data()),
+         reinterpret_cast<const std::byte*>(cols.data()),
+         reinterpret_cast<const std::byte*>(values.data()), static_cast<std::int64_t>(cols.size())},
+        tables, planes, "here");
+  };
+  bl::bitplane_tensor planes(bl::bitplane_layout{2, 32, 1});
+  planes.data()[0] = 0x00000002;  // code 1 at row 0, column 1
+  const bl::sparse_matrix m = read({0, 2, 3}, {9, 1, 31}, {5, 7, 2}, planes);
+  const bl::sparse_view v = m.view();
+  CHECK(v.columns()[0] == 1);
+  CHECK(v.columns()[1] == 9);
+  CHECK(bl::to_float(v.values()[0]) == 9.f);   // 7 + the entry of code 1
+  CHECK(bl::to_float(v.values()[1]) == 4.f);   // 5 + that of code 0
+  CHECK(bl::to_float(v.values()[2]) == -1.f);  // 2 - 3
+  CHECK(planes.data()[0] == 0);                // -1 is next to zero in row 0
+  CHECK(planes.data()[1] == 0x80000000u);      // 0.5 is in row 1
+
+  const auto error = [&](std::vector<std::int32_t> rows, std::vector<std::int32_t> cols,
+                         std::vector<float> values) {
+    return error_of([&] { read(std::move(rows), std::move(cols), std::move(values), planes); });
+  };
+  CHECK(error({0, 1, 1}, {5}, {1}).text.empty());
+  CHECK(error({1, 1, 1}, {5}, {1}).text == "here: row 0: expected offset 0, found 1");
+  CHECK(error({0, 2, 1}, {5}, {1}).names("here: row 0: expected an end from 0 to 1, found 2"));
+  CHECK(error({0, 1, 0}, {5}, {1}).names("row 1: expected an end from 1 to 1, found 0"));
+  CHECK(error({0, 0, 0}, {5}, {1}).names("expected an end at 1, found 0"));
+  CHECK(error({0, 1, 1}, {32}, {1}).names("row 0: expected columns from 0 to 31, found 32"));
+  CHECK(error({0, 1, 1}, {-1}, {1}).names("found -1"));
+  CHECK(error({0, 2, 2}, {4, 4}, {1, 1}).names("row 0: column 4 is there twice"));
+  CHECK(error({0, 0, 1}, {4}, {1e5f}).names("row 1: column 4: expected a weight from -65504"));
+  CHECK(error({0, 0, 1}, {4}, {std::nanf("")}).code == bl::status::bad_file);
+}
+
+TEST_CASE("lies about sparse parts are found and name the tensor") {
+  const auto error = [](const std::vector<changed_golden::tensor>& parts) {
+    changed_golden g;
+    g.tensors.insert(g.tensors.end(), parts.begin(), parts.end());
+    return g.error();
+  };
+  const changed_golden::tensor rows{"a.rows", dtype::i32, {6}}, cols{"a.cols", dtype::i32, {0}},
+      values{"a.vals", dtype::f32, {0}};
+  CHECK(error({rows, cols, values}).text.empty());
+  CHECK(error({rows, cols, values, {"a.startrows", dtype::i32, {7}}}).text.empty());
+  CHECK(error({rows, cols}).names("\"a.vals\""));
+  CHECK(error({rows, values}).names("tensor \"a.rows\" has no \"a.cols\" beside it"));
+  CHECK(error({cols, values}).names("no tensor \"a.rows\""));
+  CHECK(error({{"b.rows", dtype::i32, {6}}}).names("has no \"b.qweight\" beside it"));
+  CHECK(error({{"a.startrows", dtype::i32, {6}}}).names("has no \"a.rows\" beside it"));
+  CHECK(
+      error({{"a.rows", dtype::i32, {5}}, cols, values}).names("expected I32 [6], found I32 [5]"));
+  CHECK(error({{"a.rows", dtype::f32, {6}}, cols, values}).names("found F32 [6]"));
+  CHECK(error({rows, {"a.cols", dtype::i32, {0, 1}}, values}).names("tensor \"a.cols\""));
+  CHECK(error({rows, cols, {"a.vals", dtype::f32, {1}}}).names("expected F32 [0], found F32 [1]"));
+  CHECK(error({rows, cols, {"a.vals", dtype::f16, {0}}}).names("found F16 [0]"));
+  // All zero: an end of 0 where there is an entry.
+  CHECK(error({rows, {"a.cols", dtype::i32, {1}}, {"a.vals", dtype::f32, {1}}})
+            .names("sparse part of \"a\": row 4: expected an end at 1, found 0"));
+  for (const char* part : {"a.full_rows", "a.full_row_indices"}) {
+    const thrown e = error({rows, cols, values, {part, dtype::f32, {6}}});
+    CHECK(e.code == bl::status::bad_file);
+    CHECK(e.names("tensor \"" + std::string(part) + "\": rows in full precision"));
+  }
+  CHECK(
+      error_of([&] {
+        squeezellm_checkpoint c(fs::path(BL_TEST_DATA "/squeezellm_threshold.pt"));
+      }).names("squeezellm_threshold.pt: \"sparse_threshold.a\" says that there is a sparse part"));
 }
 
 TEST_CASE("a table entry outside the range of fp16 is refused with tensor, row and entry") {

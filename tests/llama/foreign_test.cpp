@@ -10,9 +10,11 @@
 #include <llama/forward.hpp>
 #include <llama/import_model.hpp>
 #include <llama/model.hpp>
+#include <llama/quantize_model.hpp>
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -154,8 +156,8 @@ void require_same(const fs::path& a, const fs::path& b) {
   }
 }
 
-/// One precision of a checkpoint of ours as SqueezeLLM would have it, tables in another order, and
-/// each entry off by `shift` of itself.
+/// One precision of a checkpoint of ours as SqueezeLLM would have it, tables in another order,
+/// outliers less the entry at their place, and each entry off by `shift` of itself.
 void write_squeezellm(const fs::path& ours, const fs::path& folder, int bits, double shift = 0) {
   const bitladder::checkpoint c(ours);
   const std::size_t entries = std::size_t{1} << bits;
@@ -164,6 +166,10 @@ void write_squeezellm(const fs::path& ours, const fs::path& folder, int bits, do
   for (const bitladder::linear_info& l : c.linears()) {
     plan.add(l.name + ".qweight", dtype::i32, {l.cols / 32 * bits, l.rows});
     plan.add(l.name + ".lookup_table", dtype::f32, {l.rows, std::int64_t{1} << bits});
+    if (l.outliers == 0) continue;
+    plan.add(l.name + ".rows", dtype::i32, {l.rows + 1});
+    plan.add(l.name + ".cols", dtype::i32, {l.outliers});
+    plan.add(l.name + ".vals", dtype::f32, {l.outliers});
   }
   for (const bitladder::tensor_info& t : c.plain_tensors()) plan.add(t.name, t.type, t.shape);
   bitladder::torch_writer writer(folder / "model.pt", plan);
@@ -189,6 +195,18 @@ void write_squeezellm(const fs::path& ours, const fs::path& folder, int bits, do
     }
     writer.write(l.name + ".qweight", words.data(), 4 * words.size());
     writer.write(l.name + ".lookup_table", tables.data(), 4 * tables.size());
+    if (l.outliers == 0) continue;
+    const bitladder::sparse_view o = c.outliers(l.name);
+    std::vector<float> values;
+    for (int r = 0; r < l.rows; ++r)
+      for (int i = o.begin(r); i < o.end(r); ++i)
+        values.push_back(
+            bitladder::to_float(o.values()[i]) -
+            bitladder::to_float(
+                c.codebook(l.name, bits).table(r)[c.planes(l.name).code(r, o.columns()[i], bits)]));
+    writer.write(l.name + ".rows", o.offsets(), 4 * (rows + 1));
+    writer.write(l.name + ".cols", o.columns(), 4 * values.size());
+    writer.write(l.name + ".vals", values.data(), 4 * values.size());
   }
   for (const bitladder::tensor_info& t : c.plain_tensors()) {
     const auto bytes = c.tensors().bytes(t);
@@ -324,6 +342,44 @@ TEST_CASE("a SqueezeLLM checkpoint imports as one precision and computes the sam
     llama::import_model(work / "theirs" / "model.pt", work / "other", options, nullptr);
     require_same(work / "back", work / "other");
   }
+}
+
+TEST_CASE("a sparse SqueezeLLM checkpoint imports with its outliers and computes the same") {
+  const workplace work;
+  fs::create_directory(work / "dense");
+  small_llama(true, false).write(work / "dense");
+  write_all(work / "dense" / "tokenizer.json", "{}");
+  llama::quantize_model_options options;
+  options.kmeans.outliers = {0.5, 2};
+  options.kmeans.seed_bits = options.kmeans.min_bits = 3;
+  options.kmeans.max_bits = 5;
+  llama::quantize_model(work / "dense", work / "ours", options, nullptr);
+  write_squeezellm(work / "ours", work / "theirs", 4);
+  const llama::import_report r = import_here(work / "theirs", work / "back");
+  const bitladder::checkpoint ours(work / "ours"), back(work / "back");
+  back.validate();
+  CHECK(back.tensors().metadata().at("bitladder.version") == "2");
+  std::int64_t count = 0;
+  for (const bitladder::linear_info& l : ours.linears()) {
+    const bitladder::sparse_view a = ours.outliers(l.name), b = back.outliers(l.name);
+    REQUIRE(a.count() == b.count());
+    CHECK(std::equal(a.offsets(), a.offsets() + l.rows + 1, b.offsets()));
+    CHECK(std::equal(a.columns(), a.columns() + a.count(), b.columns()));
+    CHECK(std::equal(a.values(), a.values() + a.count(), b.values()));
+    count += l.outliers;
+  }
+  CHECK(r.outliers == count);
+  CHECK(count > 100);
+  // The code at an outlier is another one, so sums round otherwise.
+  const std::vector<float> expected = logits_of(work / "ours", 4);
+  const std::vector<float> imported = logits_of(work / "back", 4);
+  float size = 0, off = 0;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    size = std::max(size, std::fabs(expected[i]));
+    off = std::max(off, std::fabs(expected[i] - imported[i]));
+  }
+  CHECK(off < 1e-5f * size);
+  CHECK(logits_of(work / "theirs", 4) == imported);
 }
 
 TEST_CASE("the largest rounding of SqueezeLLM's tables is found and said") {

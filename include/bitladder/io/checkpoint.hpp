@@ -8,6 +8,7 @@
 #include <bitladder/core/bitplane.hpp>
 #include <bitladder/core/codebook.hpp>
 #include <bitladder/core/dtype.hpp>
+#include <bitladder/core/sparse_matrix.hpp>
 #include <bitladder/core/status.hpp>
 #include <bitladder/io/checkpoint_format.hpp>
 #include <bitladder/io/json.hpp>
@@ -20,6 +21,7 @@
 #include <filesystem>
 #include <limits>
 #include <map>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -104,12 +106,32 @@ class checkpoint {
     return {data<fp16_t>(detail::lut_name(name, bits)), l.rows, l.groups, bits};
   }
 
-  /// Every tensor of the file, planes and tables included.
+  /// The outliers of a linear, in the mapping; empty if it has none. Reads and checks them all,
+  /// since kernels trust their columns: 6 bytes for each.
+  /// @throws error(bad_file) at the first fault
+  sparse_view outliers(const std::string& name) const {
+    const linear_info& l = linear(name);
+    if (l.outliers == 0) return {};
+    const detail::outlier_names names(name);
+    const sparse_view view(data<std::int32_t>(names.offsets), data<std::int32_t>(names.columns),
+                           data<fp16_t>(names.values), l.rows, l.cols);
+    detail::require_sound_outliers(view, l.outliers, path() + ": outliers of \"" + name + "\"");
+    return view;
+  }
+
+  /// Every tensor of the file, planes, tables and outliers included.
   const safetensors_set& tensors() const { return tensors_; }
-  /// The tensors that are stored as they were: all but planes and tables.
+  /// The tensors that are stored as they were: all but planes, tables and outliers.
   std::vector<tensor_info> plain_tensors() const {
     std::vector<tensor_info> plain;
+    std::set<std::string> of_outliers;
+    for (const linear_info& l : linears_)
+      if (l.outliers > 0) {
+        const detail::outlier_names names(l.name);
+        of_outliers.insert({names.offsets, names.columns, names.values});
+      }
     for (const tensor_info& t : tensors_.tensors()) {
+      if (of_outliers.count(t.name) != 0) continue;
       const std::size_t dot = t.name.rfind('.');
       const std::string layer = t.name.substr(0, dot == std::string::npos ? 0 : dot);
       bool ours = is_quantized(layer) && t.name == detail::qweight_name(layer);
@@ -126,11 +148,17 @@ class checkpoint {
     for (const linear_info& l : linears_) {
       advise(detail::qweight_name(l.name), static_cast<std::size_t>(bits) * l.plane_bytes());
       advise(detail::lut_name(l.name, bits), l.table_bytes(bits));
+      if (l.outliers == 0) continue;
+      const detail::outlier_names names(l.name);
+      const std::size_t count = static_cast<std::size_t>(l.outliers);
+      advise(names.offsets, (static_cast<std::size_t>(l.rows) + 1) * sizeof(std::int32_t));
+      advise(names.columns, count * sizeof(std::int32_t));
+      advise(names.values, count * sizeof(fp16_t));
     }
   }
 
   /// Reads a linear whole and checks what opening does not: padding bits are zero, tables finite
-  /// and ascending.
+  /// and ascending, outliers sound, of one code in every row and column group.
   /// @throws error(bad_file) at the first fault
   void validate(const std::string& name) const {
     const auto where = [this](const std::string& tensor) {
@@ -139,6 +167,8 @@ class checkpoint {
     detail::require_clear_padding(planes(name), where(detail::qweight_name(name)));
     for (int b = min_bits_; b <= max_bits_; ++b)
       detail::require_sound_tables(codebook(name, b), where(detail::lut_name(name, b)));
+    detail::require_shared_codes(outliers(name), planes(name), groups_,
+                                 path() + ": outliers of \"" + name + "\"");
   }
   void validate() const {
     for (const linear_info& l : linears_) validate(l.name);
@@ -175,9 +205,11 @@ class checkpoint {
       fail("expected a checkpoint of one safetensors file, found " +
            std::to_string(tensors_.files().size()));
     const std::string& version = metadata("bitladder.version");
-    if (version != std::to_string(checkpoint_version))
-      fail("checkpoint version \"" + version + "\" is not known; this library reads version " +
-           std::to_string(checkpoint_version));
+    may_have_outliers_ = version == std::to_string(checkpoint_version_with_outliers);
+    if (!may_have_outliers_ && version != std::to_string(checkpoint_version))
+      fail("checkpoint version \"" + version + "\" is not known; this library reads versions " +
+           std::to_string(checkpoint_version) + " to " +
+           std::to_string(checkpoint_version_with_outliers));
     const std::string& layout = metadata("bitladder.layout");
     if (layout != checkpoint_layout)
       fail("checkpoint layout \"" + layout + "\" is not known; this library reads \"" +
@@ -230,7 +262,27 @@ class checkpoint {
               detail::lut_shape(l.rows, l.groups, b));
     if (tensors_.find(name + ".weight") != nullptr)
       fail("linear \"" + name + "\" is there twice: as planes and as \"" + name + ".weight\"");
+    if (may_have_outliers_) l.outliers = count_outliers(l);
     return l;
+  }
+
+  int count_outliers(const linear_info& l) const {
+    const detail::outlier_names names(l.name);
+    const tensor_info* const columns = tensors_.find(names.columns);
+    if (columns == nullptr) {
+      for (const std::string& other : {names.offsets, names.values})
+        if (tensors_.find(other) != nullptr)
+          fail("tensor \"" + other + "\" has no \"" + names.columns + "\" beside it");
+      return 0;
+    }
+    if (columns->shape.size() != 1 || columns->shape[0] < 1 ||
+        columns->shape[0] > std::numeric_limits<std::int32_t>::max())
+      fail("tensor \"" + names.columns + "\": expected I32 [1 to 2^31 - 1], found " +
+           to_string(columns->type) + " " + to_string(columns->shape));
+    require(*columns, dtype::i32, columns->shape);
+    require(tensors_.at(names.values), dtype::f16, columns->shape);
+    require(tensors_.at(names.offsets), dtype::i32, {std::int64_t{l.rows} + 1});
+    return static_cast<int>(columns->shape[0]);
   }
 
   template <class T>
@@ -245,6 +297,7 @@ class checkpoint {
 
   safetensors_set tensors_;
   int seed_bits_ = 0, min_bits_ = 0, max_bits_ = 0, groups_ = 1;
+  bool may_have_outliers_ = false;
   std::map<std::string, int> cols_;
   std::vector<linear_info> linears_;
   std::unordered_map<std::string, std::size_t> index_;

@@ -2,27 +2,34 @@
 // What a bitladder checkpoint is: a folder with config.json and one safetensors file, where a
 // quantized linear X has X.qweight, I32 [planes, rows, ceil(cols/32)] in the library's bitplane
 // layout, and X.lut{b}, F16 [rows, 2^b] (or [rows, groups, 2^b]), for each precision b; X.weight is
-// gone and all other tensors are as they were. Reader and writer share this page.
+// gone and all other tensors are as they were. Since version 2, X may have outliers as
+// core/sparse_matrix.hpp describes them: X.outliers.offsets, I32 [rows + 1], X.outliers.columns,
+// I32 [n], and X.outliers.values, F16 [n]; a file without any is version 1. Reader and writer share
+// this page.
 // Tested by tests/io/checkpoint_test.cpp.
 #pragma once
 
 #include <bitladder/core/bitplane.hpp>
 #include <bitladder/core/codebook.hpp>
 #include <bitladder/core/dtype.hpp>
+#include <bitladder/core/sparse_matrix.hpp>
 #include <bitladder/core/status.hpp>
 #include <bitladder/io/json.hpp>
 #include <bitladder/io/safetensors_plan.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
 namespace bitladder {
 inline namespace v0_1 {
 
-/// Readers refuse any other version.
+/// Of a file without outliers, and the newest. Readers refuse any version that is not between them.
 inline constexpr int checkpoint_version = 1;
+inline constexpr int checkpoint_version_with_outliers = 2;
 /// Readers refuse any other layout: files with the same tensor names exist whose bits are permuted
 /// inside words.
 inline constexpr const char* checkpoint_layout = "planes-msb-first.columns-lsb-first";
@@ -36,6 +43,7 @@ struct linear_info {
   int groups = 1;    ///< column groups with tables of their own
   int min_bits = 0;
   int max_bits = 0;
+  int outliers = 0;  ///< weights that are kept beside the codes
 
   bitplane_layout layout() const { return {rows, cols, planes}; }
   /// Of one plane.
@@ -44,9 +52,11 @@ struct linear_info {
   std::size_t table_bytes(int bits) const {
     return codebook_view(nullptr, rows, groups, bits).size() * sizeof(fp16_t);
   }
+  /// Of all outliers, which every precision reads.
+  std::size_t outlier_bytes() const { return sparse_view::bytes(rows, outliers); }
   /// All that reading the linear at one precision touches.
   std::size_t bytes(int bits) const {
-    return static_cast<std::size_t>(bits) * plane_bytes() + table_bytes(bits);
+    return static_cast<std::size_t>(bits) * plane_bytes() + table_bytes(bits) + outlier_bytes();
   }
 };
 
@@ -56,6 +66,7 @@ struct checkpoint_plan {
     std::string name;  ///< "model.layers.0.self_attn.q_proj"
     int rows = 0;
     int cols = 0;
+    std::int64_t outliers = 0;  ///< exactly; at most 2^31 - 1
   };
   struct tensor {
     std::string name;  ///< "model.norm.weight"
@@ -69,6 +80,13 @@ struct checkpoint_plan {
   int groups = 1;     ///< must divide the columns of every linear
   std::vector<linear> linears;
   std::vector<tensor> tensors;  ///< what is stored as it was, biases of linears included
+
+  /// Of the file: the lowest that has what it holds.
+  int version() const {
+    for (const linear& l : linears)
+      if (l.outliers > 0) return checkpoint_version_with_outliers;
+    return checkpoint_version;
+  }
 };
 
 namespace detail {
@@ -77,6 +95,15 @@ inline std::string qweight_name(const std::string& linear) { return linear + ".q
 inline std::string lut_name(const std::string& linear, int bits) {
   return linear + ".lut" + std::to_string(bits);
 }
+
+/// The tensors of a linear's outliers, where there are any.
+struct outlier_names {
+  std::string offsets, columns, values;
+  explicit outlier_names(const std::string& linear)
+      : offsets(linear + ".outliers.offsets"),
+        columns(linear + ".outliers.columns"),
+        values(linear + ".outliers.values") {}
+};
 
 /// [rows, 2^bits], or [rows, groups, 2^bits] where there is more than one group.
 inline std::vector<std::int64_t> lut_shape(int rows, int groups, int bits) {
@@ -105,6 +132,17 @@ inline safetensors_plan file_plan(const checkpoint_plan& plan) {
     file.add(qweight_name(l.name), dtype::i32, {layout.planes, layout.rows, layout.words()});
     for (int b = plan.min_bits; b <= plan.max_bits; ++b)
       file.add(lut_name(l.name, b), dtype::f16, lut_shape(l.rows, plan.groups, b));
+    const std::int64_t most = std::min<std::int64_t>(static_cast<std::int64_t>(l.rows) * l.cols,
+                                                     std::numeric_limits<std::int32_t>::max());
+    if (l.outliers < 0 || l.outliers > most)
+      fail("checkpoint: linear \"" + l.name + "\": expected 0 to " + std::to_string(most) +
+           " outliers, found " + std::to_string(l.outliers));
+    if (l.outliers > 0) {
+      const outlier_names names(l.name);
+      file.add(names.offsets, dtype::i32, {std::int64_t{l.rows} + 1});
+      file.add(names.columns, dtype::i32, {l.outliers});
+      file.add(names.values, dtype::f16, {l.outliers});
+    }
     cols[l.name] = l.cols;
   }
   for (const checkpoint_plan::tensor& t : plan.tensors) {
@@ -116,7 +154,7 @@ inline safetensors_plan file_plan(const checkpoint_plan& plan) {
     file.add(t.name, t.type, t.shape);
   }
   file.set_metadata("format", "bitladder");
-  file.set_metadata("bitladder.version", std::to_string(checkpoint_version));
+  file.set_metadata("bitladder.version", std::to_string(plan.version()));
   file.set_metadata("bitladder.layout", checkpoint_layout);
   file.set_metadata("bitladder.seed_bits", std::to_string(plan.seed_bits));
   file.set_metadata("bitladder.min_bits", std::to_string(plan.min_bits));
@@ -130,13 +168,14 @@ inline safetensors_plan file_plan(const checkpoint_plan& plan) {
 inline nlohmann::ordered_json config_entry(const checkpoint_plan& plan) {
   nlohmann::ordered_json modules = nlohmann::ordered_json::array();
   for (const checkpoint_plan::linear& l : plan.linears) modules.push_back(l.name);
-  return {{"format_version", checkpoint_version},
-          {"layout", checkpoint_layout},
-          {"seed_bits", plan.seed_bits},
-          {"min_bits", plan.min_bits},
-          {"max_bits", plan.max_bits},
-          {"groups", plan.groups},
-          {"modules", modules}};
+  nlohmann::ordered_json entry = {{"format_version", plan.version()}, {"layout", checkpoint_layout},
+                                  {"seed_bits", plan.seed_bits},      {"min_bits", plan.min_bits},
+                                  {"max_bits", plan.max_bits},        {"groups", plan.groups}};
+  std::int64_t outliers = 0;
+  for (const checkpoint_plan::linear& l : plan.linears) outliers += l.outliers;
+  if (outliers > 0) entry["outliers"] = outliers;
+  entry["modules"] = modules;
+  return entry;
 }
 
 /// Kernels sum over whole words, so the bits past the last column must be zero.
@@ -152,6 +191,22 @@ inline void require_clear_padding(bitplane_view planes, const std::string& where
                                           std::to_string(r) + ": bits past column " +
                                           std::to_string(planes.cols()) +
                                           " are set, expected zeros");
+}
+
+/// @param count entries that there is memory for
+/// @throws error(bad_file) naming the place of the first fault
+inline void require_sound_outliers(const sparse_view& outliers, std::int64_t count,
+                                   const std::string& where) {
+  const sparse_fault fault = find_fault(outliers, count);
+  if (fault.code != status::ok) throw error(fault.code, where + ": " + fault.text);
+}
+
+/// @throws error(bad_file) naming the first outlier of another code than those before it in its row
+/// and column group
+inline void require_shared_codes(const sparse_view& outliers, bitplane_view planes, int groups,
+                                 const std::string& where) {
+  const sparse_fault fault = find_code_fault(outliers, planes, groups);
+  if (fault.code != status::ok) throw error(fault.code, where + ": " + fault.text);
 }
 
 /// @throws error(bad_file) naming the first entry that is not finite or falls below the one before

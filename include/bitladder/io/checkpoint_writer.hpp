@@ -8,6 +8,7 @@
 
 #include <bitladder/core/bitplane.hpp>
 #include <bitladder/core/codebook.hpp>
+#include <bitladder/core/sparse_matrix.hpp>
 #include <bitladder/core/status.hpp>
 #include <bitladder/io/atomic_file.hpp>
 #include <bitladder/io/checkpoint_format.hpp>
@@ -62,6 +63,10 @@ class checkpoint_writer {
       tensors.push_back(detail::qweight_name(l.name));
       for (int b = plan_.min_bits; b <= plan_.max_bits; ++b)
         tensors.push_back(detail::lut_name(l.name, b));
+      if (l.outliers > 0) {
+        const detail::outlier_names names(l.name);
+        tensors.insert(tensors.end(), {names.offsets, names.columns, names.values});
+      }
     }
     for (const checkpoint_plan::tensor& t : plan_.tensors)
       if (!parts_.emplace(t.name, std::vector<std::string>{t.name}).second)
@@ -82,10 +87,14 @@ class checkpoint_writer {
   std::size_t parts() const { return parts_.size(); }
 
   /// Returns when the linear is on disk and in the journal.
+  /// @param outliers as many as planned, all of a row and column group with one code in the planes
   /// @throws error(shape_mismatch) unless sizes and precisions are the plan's, error(bad_file) for
-  /// tables that are not finite and ascending or padding bits that are set, error(io_failed)
-  void write_linear(const std::string& name, bitplane_view planes, const codebook_ladder& tables) {
-    const bitplane_layout expected = layout_of(name);
+  /// tables that are not finite and ascending, padding bits that are set or unsound outliers,
+  /// error(io_failed)
+  void write_linear(const std::string& name, bitplane_view planes, const codebook_ladder& tables,
+                    sparse_view outliers = {}) {
+    const checkpoint_plan::linear& planned = plan_of(name);
+    const bitplane_layout expected{planned.rows, planned.cols, plan_.max_bits};
     if (!(planes.layout() == expected) || tables.rows() != expected.rows ||
         tables.groups() != plan_.groups || tables.min_bits() != plan_.min_bits ||
         tables.max_bits() != plan_.max_bits)
@@ -96,6 +105,7 @@ class checkpoint_writer {
               ", found " +
               describe(planes.layout(), tables.rows(), tables.groups(), tables.min_bits(),
                        tables.max_bits()));
+    require_outliers(planned, outliers, planes);
     detail::require_clear_padding(planes, "linear \"" + name + "\"");
     for (int b = plan_.min_bits; b <= plan_.max_bits; ++b)
       detail::require_sound_tables(tables[b],
@@ -105,6 +115,14 @@ class checkpoint_writer {
     for (int b = plan_.min_bits; b <= plan_.max_bits; ++b)
       sum =
           put(detail::lut_name(name, b), tables[b].data(), tables[b].size() * sizeof(fp16_t), sum);
+    if (planned.outliers > 0) {
+      const detail::outlier_names names(name);
+      const std::size_t count = static_cast<std::size_t>(planned.outliers);
+      sum = put(names.offsets, outliers.offsets(),
+                (static_cast<std::size_t>(planned.rows) + 1) * sizeof(std::int32_t), sum);
+      sum = put(names.columns, outliers.columns(), count * sizeof(std::int32_t), sum);
+      sum = put(names.values, outliers.values(), count * sizeof(fp16_t), sum);
+    }
     mark_done(name, sum);
   }
 
@@ -184,10 +202,24 @@ class checkpoint_writer {
            std::to_string(max_bits) + " bits";
   }
 
-  bitplane_layout layout_of(const std::string& name) const {
+  const checkpoint_plan::linear& plan_of(const std::string& name) const {
     for (const checkpoint_plan::linear& l : plan_.linears)
-      if (l.name == name) return {l.rows, l.cols, plan_.max_bits};
+      if (l.name == name) return l;
     throw error(status::not_found, "linear \"" + name + "\" is not in the checkpoint's plan");
+  }
+
+  void require_outliers(const checkpoint_plan::linear& l, const sparse_view& outliers,
+                        bitplane_view planes) const {
+    if (l.outliers == 0 && outliers.empty()) return;
+    const std::string where = "linear \"" + l.name + "\"";
+    if (outliers.count() != l.outliers || outliers.rows() != l.rows || outliers.cols() != l.cols)
+      throw error(status::shape_mismatch,
+                  where + ": expected " + std::to_string(l.outliers) + " outliers of " +
+                      std::to_string(l.rows) + " x " + std::to_string(l.cols) + ", found " +
+                      std::to_string(outliers.count()) + " of " + std::to_string(outliers.rows()) +
+                      " x " + std::to_string(outliers.cols()));
+    detail::require_sound_outliers(outliers, l.outliers, where + ", outliers");
+    detail::require_shared_codes(outliers, planes, plan_.groups, where + ", outliers");
   }
 
   /// Only a checkpoint or an empty folder, and only if the caller said so.

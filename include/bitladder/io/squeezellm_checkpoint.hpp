@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
-// Reads a published dense SqueezeLLM checkpoint: a file of torch.save with, for linear X,
-// X.qweight, I32 [cols/32 * bits, rows] in the order of squeezellm_layout.hpp, and X.lookup_table,
-// F32 [rows, 2^bits], in any order; beside it quant_config.json, {"wbits": bits}. A linear is read
-// as one precision of ours: tables ascending and rounded to fp16, codes relabelled to match. Tested
-// by tests/io/squeezellm_test.cpp.
+// Reads a published SqueezeLLM checkpoint: a file of torch.save with, for linear X, X.qweight, I32
+// [cols/32 * bits, rows] in the order of squeezellm_layout.hpp, and X.lookup_table, F32 [rows,
+// 2^bits], in any order; where it is sparse too, X.rows, I32 [rows + 1], X.cols, I32 [n], and
+// X.vals, F32 [n]; beside it quant_config.json, {"wbits": bits}. A linear is read as one precision
+// of ours: tables ascending and rounded to fp16, codes relabelled to match, sparse values as
+// outliers. Tested by tests/io/squeezellm_test.cpp.
 #pragma once
 
 #include <bitladder/core/bitplane.hpp>
@@ -11,10 +12,12 @@
 #include <bitladder/core/dtype.hpp>
 #include <bitladder/core/matrix_view.hpp>
 #include <bitladder/core/parallel.hpp>
+#include <bitladder/core/sparse_matrix.hpp>
 #include <bitladder/core/status.hpp>
 #include <bitladder/io/checkpoint_format.hpp>
 #include <bitladder/io/json.hpp>
 #include <bitladder/io/squeezellm_layout.hpp>
+#include <bitladder/io/squeezellm_outliers.hpp>
 #include <bitladder/io/torch_file.hpp>
 
 #include <algorithm>
@@ -49,16 +52,16 @@ struct squeezellm_matrix {
   bitplane_tensor planes;
   codebook_ladder tables;  ///< of one precision
   table_rounding rounding;
+  sparse_matrix outliers;
 };
 
 /// One opened SqueezeLLM checkpoint. Move-only; views stay valid while it lives, moved or not.
 class squeezellm_checkpoint {
  public:
   /// @param path the file, or a folder with one file NAME.pt (or pytorch_model.bin)
-  /// @throws error naming file, tensor, what was expected and what was found; one with sparse parts
-  /// is refused
+  /// @throws error naming file, tensor, what was expected and what was found; one with rows that
+  /// are dense and in full precision beside the sparse part is refused
   explicit squeezellm_checkpoint(const std::filesystem::path& path) : file_(file_in(path)) {
-    require_dense();
     read_config();
     for (const torch_tensor& t : file_.tensors()) {
       const std::string name = without_suffix(t.name, ".qweight");
@@ -73,6 +76,7 @@ class squeezellm_checkpoint {
       if (!name.empty() && !is_quantized(name))
         fail("tensor \"" + t.name + "\" has no \"" + name + ".qweight\" beside it");
     }
+    require_whole_sparse_parts();
   }
 
   /// Whether a folder's quant_config.json says that it holds such a checkpoint.
@@ -103,8 +107,8 @@ class squeezellm_checkpoint {
   /// A linear as one precision of ours. Equal entries of a table keep their order; entries are
   /// rounded to the nearest fp16, ties to even, after they are sorted.
   /// @param pool may be null; the result does not depend on it
-  /// @throws error(not_found); error(bad_file) naming tensor and row if an entry is not within the
-  /// range of fp16
+  /// @throws error(not_found); error(bad_file) naming tensor and row if an entry or an outlier is
+  /// not within the range of fp16, or the sparse part contradicts itself
   squeezellm_matrix read(const std::string& name, thread_pool* pool = nullptr) const {
     const linear_info& l = linear(name);
     squeezellm_matrix out;
@@ -113,6 +117,13 @@ class squeezellm_checkpoint {
     out.rounding = sort_tables(l, labels.data(), out.tables.data(bits_));
     out.planes = planes_from_squeezellm(file_.bytes(detail::qweight_name(name)).data(), l.layout(),
                                         labels.data(), pool);
+    if (l.outliers > 0)
+      out.outliers = outliers_from_squeezellm(
+          {file_.bytes(name + ".rows").data(), file_.bytes(name + ".cols").data(),
+           file_.bytes(name + ".vals").data(), l.outliers},
+          sorted_tables(l), out.planes, path() + ": sparse part of \"" + name + "\"");
+    else
+      out.outliers = sparse_matrix(l.rows, l.cols);
     return out;
   }
 
@@ -125,12 +136,12 @@ class squeezellm_checkpoint {
     return sort_tables(l, labels.data(), tables.data());
   }
 
-  /// Every tensor but codes and tables, biases included, in the order of the file.
+  /// Every tensor but codes, tables and sparse parts, biases included, in the order of the file.
   std::vector<tensor_info> plain_tensors() const {
     std::vector<tensor_info> plain;
     for (const torch_tensor& t : file_.tensors())
       if (!is_quantized(without_suffix(t.name, ".qweight")) &&
-          !is_quantized(without_suffix(t.name, ".lookup_table")))
+          !is_quantized(without_suffix(t.name, ".lookup_table")) && sparse_part_of(t.name).empty())
         plain.push_back(t);
     return plain;
   }
@@ -173,16 +184,36 @@ class squeezellm_checkpoint {
     return found[0];
   }
 
-  /// Codes of a sparse one are right only together with its sparse parts, which nothing here runs.
-  void require_dense() const {
-    constexpr const char* hint =
-        " is a sparse part; only dense SqueezeLLM checkpoints (0% sparsity) are read";
-    for (const torch_tensor& t : file_.tensors())
-      for (const char* part :
-           {".rows", ".cols", ".vals", ".startrows", ".full_rows", ".full_row_indices"})
-        if (!without_suffix(t.name, part).empty()) fail("tensor \"" + t.name + "\"" + hint);
-    for (const std::string& key : file_.others())
-      if (key.compare(0, 17, "sparse_threshold.") == 0) fail("\"" + key + "\"" + hint);
+  /// The linear whose sparse part a tensor of that name is of, or "". `startrows` tells threads
+  /// where to start, and nothing about values.
+  static std::string sparse_part_of(const std::string& tensor) {
+    for (const char* part : {".rows", ".cols", ".vals", ".startrows"}) {
+      std::string name = without_suffix(tensor, part);
+      if (!name.empty()) return name;
+    }
+    return {};
+  }
+
+  void require_whole_sparse_parts() const {
+    for (const torch_tensor& t : file_.tensors()) {
+      for (const char* part : {".full_rows", ".full_row_indices"})
+        if (!without_suffix(t.name, part).empty())
+          fail("tensor \"" + t.name +
+               "\": rows in full precision beside the sparse part are not read; expected a sparse "
+               "part of rows, cols and vals only");
+      const std::string name = sparse_part_of(t.name);
+      if (name.empty()) continue;
+      for (const char* part : {".qweight", ".rows", ".cols", ".vals"})
+        if (file_.find(name + part) == nullptr)
+          fail("tensor \"" + t.name + "\" has no \"" + name + part + "\" beside it");
+    }
+    // The number of sparse values. What it says, the tensors say as well.
+    const std::string key = "sparse_threshold.";
+    for (const std::string& other : file_.others())
+      if (other.compare(0, key.size(), key) == 0 &&
+          file_.find(other.substr(key.size()) + ".rows") == nullptr)
+        fail("\"" + other + "\" says that there is a sparse part, but there is no tensor \"" +
+             other.substr(key.size()) + ".rows\"");
   }
 
   void read_config() {
@@ -235,7 +266,34 @@ class squeezellm_checkpoint {
     l.rows = static_cast<int>(rows);
     l.cols = static_cast<int>(qweight.shape[0] / bits_) * 32;
     l.planes = l.min_bits = l.max_bits = bits_;
+    l.outliers = count_outliers(l);
     return l;
+  }
+
+  int count_outliers(const linear_info& l) const {
+    const torch_tensor* const cols = file_.find(l.name + ".cols");
+    if (cols == nullptr) return 0;
+    constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
+    const bool fits = cols->shape.size() == 1 && cols->shape[0] <= most;
+    const auto require = [&](const torch_tensor& t, dtype type, std::vector<std::int64_t> shape) {
+      if (t.type != type || t.shape != shape)
+        fail("tensor \"" + t.name + "\": expected " + to_string(type) + " " + to_string(shape) +
+             ", found " + to_string(t.type) + " " + to_string(t.shape));
+      static_cast<void>(file_.bytes(t));  // contiguous, or an error that says it
+    };
+    require(*cols, dtype::i32, {fits ? cols->shape[0] : most});
+    require(file_.at(l.name + ".vals"), dtype::f32, cols->shape);
+    require(file_.at(l.name + ".rows"), dtype::i32, {std::int64_t{l.rows} + 1});
+    return static_cast<int>(cols->shape[0]);
+  }
+
+  /// The entries of each row, ascending, as they are stored: those that relabelled codes mean.
+  std::vector<float> sorted_tables(const linear_info& l) const {
+    std::vector<float> values(static_cast<std::size_t>(l.rows) << bits_);
+    std::memcpy(values.data(), file_.bytes(l.name + ".lookup_table").data(), 4 * values.size());
+    for (auto row = values.begin(); row != values.end(); row += std::ptrdiff_t{1} << bits_)
+      std::sort(row, row + (std::ptrdiff_t{1} << bits_));
+    return values;
   }
 
   /// @param labels of each entry of each row: its place among the sorted ones

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <bitladder/core/status.hpp>
+#include <bitladder/quantize/outliers.hpp>
 
 #include <cstdint>
 #include <string>
@@ -38,6 +39,7 @@ struct kmeans_options {
   double lookahead = 3;
   quantize_method method = quantize_method::exact;
   std::uint64_t random_state = 0;  ///< of the published method; every row starts from it
+  outlier_options outliers;        ///< weights kept beside the codes; none unless asked for
 };
 
 /// @throws error naming the option, what was expected and what was found
@@ -57,6 +59,7 @@ inline void validate(const kmeans_options& o, int cols) {
   if (o.method != quantize_method::exact && o.method != quantize_method::published)
     fail("expected method exact or published, found value " +
          std::to_string(static_cast<int>(o.method)));
+  validate(o.outliers);
 }
 
 }  // namespace v0_1

@@ -7,8 +7,11 @@
 #include <bitladder/core/codebook.hpp>
 #include <bitladder/core/matrix_view.hpp>
 #include <bitladder/core/parallel.hpp>
+#include <bitladder/core/sparse_matrix.hpp>
 #include <bitladder/core/status.hpp>
+#include <bitladder/quantize/hidden_outliers.hpp>
 #include <bitladder/quantize/options.hpp>
+#include <bitladder/quantize/outliers.hpp>
 #include <bitladder/quantize/row_ladder.hpp>
 #include <bitladder/quantize/sensitivity.hpp>
 
@@ -31,7 +34,8 @@ inline namespace v0_1 {
 struct quantize_report {
   int min_bits = 0;
   int max_bits = 0;
-  /// Sum over all weights of sensitivity * (weight - its fp16 table entry)^2, by bits.
+  /// Sum over all weights of sensitivity * (weight - its fp16 table entry)^2, by bits; of an
+  /// outlier, its own fp16 value stands for the entry.
   std::array<double, 9> weighted_error{};
   /// Sum of sensitivity * (weight - weighted mean of its row and column group)^2.
   double weighted_variance = 0;
@@ -63,6 +67,9 @@ class quantized_matrix {
   /// Tables of one precision.
   /// @throws error(not_found) naming the precisions present
   codebook_view codebook(int bits) const { return codebooks_[bits]; }
+  /// Weights that replace those of codes and tables: see core/sparse_matrix.hpp. Their codes are
+  /// one in every row and column group.
+  const sparse_matrix& outliers() const { return outliers_; }
   const quantize_report& report() const { return report_; }
 
  private:
@@ -72,6 +79,7 @@ class quantized_matrix {
   // Not a vector, which would write all codes once more, in one thread.
   std::unique_ptr<std::uint8_t[]> codes_;
   codebook_ladder codebooks_;
+  sparse_matrix outliers_;
   quantize_report report_;
 };
 
@@ -125,9 +133,10 @@ class scratch_pool {
 };
 
 /// Throws unless weights, sensitivities and options fit together.
+/// @param takes_outliers whether the caller knows how to keep some
 template <class Value>
-void check_quantize(matrix_view<const Value> w, const sensitivity& s,
-                    const kmeans_options& options) {
+void check_quantize(matrix_view<const Value> w, const sensitivity& s, const kmeans_options& options,
+                    bool takes_outliers = false) {
   if (w.rows() < 0 || w.cols() < 0 || (w.data() == nullptr && w.rows() > 0 && w.cols() > 0))
     throw error(status::invalid_argument, "quantize: expected weights with sizes >= 0, found " +
                                               std::to_string(w.rows()) + " x " +
@@ -139,6 +148,9 @@ void check_quantize(matrix_view<const Value> w, const sensitivity& s,
                     std::to_string(w.cols()) + ", found " + std::to_string(s.rows()) + " x " +
                     std::to_string(s.cols()));
   validate(options, w.cols());
+  if (options.outliers.any() && !takes_outliers)
+    throw error(status::invalid_argument,
+                "quantize options: expected no outliers, which this quantizer cannot keep");
 }
 
 /// A quantized matrix in the making: whoever quantizes fills in one table after another, in any
@@ -189,6 +201,8 @@ class quantized_parts {
     return true;
   }
 
+  void keep(sparse_matrix outliers) { q_.outliers_ = std::move(outliers); }
+
   /// The matrix, with the report of all tables.
   quantized_matrix done() && {
     for (const std::array<double, 9>& e : errors_) {
@@ -215,25 +229,37 @@ class quantized_parts {
 template <class Value>
 quantized_matrix quantize(matrix_view<const Value> w, const sensitivity& s,
                           const kmeans_options& options, thread_pool* pool = nullptr) {
-  detail::check_quantize(w, s, options);
+  detail::check_quantize(w, s, options, true);
   detail::quantized_parts parts(w.rows(), w.cols(), options);
   if (w.cols() == 0) return std::move(parts).done();
+  sparse_matrix outliers = choose_outliers(
+      w, s, count_outliers(options.outliers, w.rows(), w.cols(), s.is_uniform()), pool);
   const int group_cols = w.cols() / options.groups;
   const std::int64_t tables = static_cast<std::int64_t>(w.rows()) * options.groups;
   detail::scratch_pool<kmeans::row_ladder> scratch;
   std::atomic<bool> bad{false};
   parallel_for(pool, tables, 4, [&](std::int64_t begin, std::int64_t end) {
     std::unique_ptr<kmeans::row_ladder> ladder = scratch.take();
+    detail::hidden_outliers<Value> hidden;
     for (std::int64_t t = begin; t < end && !bad.load(std::memory_order_relaxed); ++t) {
       const int row = static_cast<int>(t / options.groups);
       const int col = static_cast<int>(t % options.groups) * group_cols;
-      if (!parts.build(*ladder, w, s, row, col, static_cast<std::size_t>(t),
-                       parts.codes(row) + col))
-        bad.store(true, std::memory_order_relaxed);
+      const auto at = static_cast<std::size_t>(t);
+      std::uint8_t* const codes = parts.codes(row) + col;
+      bool good;
+      if (hidden.take(w, s, outliers.view(), row, col, group_cols)) {
+        good = parts.build(*ladder, hidden.weights(), hidden.sensitivities(), 0, col, at, codes);
+        hidden.share_code(codes);
+        if (good) hidden.correct(parts.errors(at), options.min_bits, options.max_bits);
+      } else {
+        good = parts.build(*ladder, w, s, row, col, at, codes);
+      }
+      if (!good) bad.store(true, std::memory_order_relaxed);
     }
     scratch.give(std::move(ladder));
   });
   if (bad.load()) detail::report_bad_input(w, s);
+  parts.keep(std::move(outliers));
   return std::move(parts).done();
 }
 

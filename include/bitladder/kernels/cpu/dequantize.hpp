@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Bitplanes to floats on the CPU: the weights themselves, exactly as the tables hold them. Tested
-// by tests/kernels/cpu/dequantize_test.cpp.
+// Bitplanes to floats on the CPU: the weights themselves, exactly as the tables, or where there are
+// outliers those, hold them. Tested by tests/kernels/cpu/dequantize_test.cpp.
 #pragma once
 
 #include <bitladder/core/bitplane.hpp>
@@ -8,6 +8,7 @@
 #include <bitladder/core/dispatch.hpp>
 #include <bitladder/core/matrix_view.hpp>
 #include <bitladder/core/parallel.hpp>
+#include <bitladder/core/sparse_matrix.hpp>
 #include <bitladder/kernels/cpu/detail/avx2_gemm.hpp>
 #include <bitladder/kernels/cpu/detail/check.hpp>
 #include <bitladder/kernels/cpu/detail/scalar.hpp>
@@ -59,6 +60,19 @@ void dequantize(bitplane_view w, codebook_view tables, matrix_view<float> out,
   });
 }
 
+/// The same with outliers, which replace what codes and tables give.
+/// @param outliers none, or without fault (find_fault)
+template <int Bits>
+void dequantize(bitplane_view w, codebook_view tables, sparse_view outliers, matrix_view<float> out,
+                thread_pool* pool = nullptr, isa use = best_isa()) {
+  detail::require_outliers("dequantize", w, outliers);
+  dequantize<Bits>(w, tables, out, pool, use);
+  if (outliers.empty()) return;
+  for (int r = 0; r < w.rows(); ++r)
+    for (int i = outliers.begin(r); i < outliers.end(r); ++i)
+      out(r, outliers.columns()[i]) = to_float(outliers.values()[i]);
+}
+
 /// The same for a precision known at run time.
 /// @throws error(unsupported_bits) if `bits` is outside 1..8
 inline void dequantize(int bits, bitplane_view w, codebook_view tables, matrix_view<float> out,
@@ -67,6 +81,17 @@ inline void dequantize(int bits, bitplane_view w, codebook_view tables, matrix_v
                        dispatch_bits(bits, all_bits{},
                                      [&](auto b) {
                                        dequantize<decltype(b)::value>(w, tables, out, pool, use);
+                                       return status::ok;
+                                     }),
+                       bits);
+}
+inline void dequantize(int bits, bitplane_view w, codebook_view tables, sparse_view outliers,
+                       matrix_view<float> out, thread_pool* pool = nullptr, isa use = best_isa()) {
+  detail::require_bits("dequantize",
+                       dispatch_bits(bits, all_bits{},
+                                     [&](auto b) {
+                                       dequantize<decltype(b)::value>(w, tables, outliers, out,
+                                                                      pool, use);
                                        return status::ok;
                                      }),
                        bits);

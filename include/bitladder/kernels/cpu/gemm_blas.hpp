@@ -12,6 +12,7 @@
 #include <bitladder/core/dtype.hpp>
 #include <bitladder/core/matrix_view.hpp>
 #include <bitladder/core/parallel.hpp>
+#include <bitladder/core/sparse_matrix.hpp>
 #include <bitladder/core/status.hpp>
 #include <bitladder/kernels/cpu/detail/avx2_source.hpp>
 #include <bitladder/kernels/cpu/detail/check.hpp>
@@ -125,6 +126,8 @@ inline bool require_blas_batch(int rows, int cols, const matrix_view<const float
 /// the bits of a result are whatever `multiply` makes of them.
 /// @tparam Bits precision to read, 1..8, at most w.planes()
 /// @param tables the tables of that precision; their groups divide the columns
+/// @param outliers weights that replace those of codes and tables, none or without fault
+/// (find_fault)
 /// @param x [m, cols]
 /// @param y [m, rows], not overlapping x
 /// @param multiply `multiply(m, n, k, a, lda, b, ldb, c, ldc)`, all sizes int, overwrites
@@ -136,33 +139,54 @@ inline bool require_blas_batch(int rows, int cols, const matrix_view<const float
 /// @param use an instruction set this machine supports
 /// @throws error if shapes or precisions disagree or a pointer is null, and what `multiply` throws
 template <int Bits, class Multiply>
-void gemm_blas(bitplane_view w, codebook_view tables, matrix_view<const float> x,
-               matrix_view<float> y, const Multiply& multiply, thread_pool* pool = nullptr,
-               isa use = best_isa()) {
+void gemm_blas(bitplane_view w, codebook_view tables, sparse_view outliers,
+               matrix_view<const float> x, matrix_view<float> y, const Multiply& multiply,
+               thread_pool* pool = nullptr, isa use = best_isa()) {
   static_assert(Bits >= 1 && Bits <= 8, "bitplanes are read at 1 to 8 bits");
   detail::require_supported(use, "gemm_blas");
   detail::require_weights("gemm_blas", Bits, w, tables);
+  detail::require_outliers("gemm_blas", w, outliers);
   if (!detail::require_blas_batch(w.rows(), w.cols(), x, y)) return;
   detail::multiply_panels(
       w.rows(), w.cols(), x, y,
-      [&](int row, float* out) { detail::widen_row<Bits>(w, tables, row, out, use); }, multiply,
-      pool);
+      [&](int row, float* out) {
+        detail::widen_row<Bits>(w, tables, row, out, use);
+        for (int i = outliers.empty() ? 0 : outliers.begin(row),
+                 end = outliers.empty() ? 0 : outliers.end(row);
+             i < end; ++i)
+          out[outliers.columns()[i]] = to_float(outliers.values()[i]);
+      },
+      multiply, pool);
+}
+
+/// The same without outliers.
+template <int Bits, class Multiply>
+void gemm_blas(bitplane_view w, codebook_view tables, matrix_view<const float> x,
+               matrix_view<float> y, const Multiply& multiply, thread_pool* pool = nullptr,
+               isa use = best_isa()) {
+  gemm_blas<Bits>(w, tables, sparse_view(), x, y, multiply, pool, use);
 }
 
 /// The same for a precision known at run time.
 /// @throws error(unsupported_bits) if `bits` is outside 1..8
 template <class Multiply>
-void gemm_blas(int bits, bitplane_view w, codebook_view tables, matrix_view<const float> x,
-               matrix_view<float> y, const Multiply& multiply, thread_pool* pool = nullptr,
-               isa use = best_isa()) {
+void gemm_blas(int bits, bitplane_view w, codebook_view tables, sparse_view outliers,
+               matrix_view<const float> x, matrix_view<float> y, const Multiply& multiply,
+               thread_pool* pool = nullptr, isa use = best_isa()) {
   detail::require_bits("gemm_blas",
                        dispatch_bits(bits, all_bits{},
                                      [&](auto b) {
-                                       gemm_blas<decltype(b)::value>(w, tables, x, y, multiply,
-                                                                     pool, use);
+                                       gemm_blas<decltype(b)::value>(w, tables, outliers, x, y,
+                                                                     multiply, pool, use);
                                        return status::ok;
                                      }),
                        bits);
+}
+template <class Multiply>
+void gemm_blas(int bits, bitplane_view w, codebook_view tables, matrix_view<const float> x,
+               matrix_view<float> y, const Multiply& multiply, thread_pool* pool = nullptr,
+               isa use = best_isa()) {
+  gemm_blas(bits, w, tables, sparse_view(), x, y, multiply, pool, use);
 }
 
 /// Y = X W^T for weights stored as float, fp16_t or bf16_t; rows of float are read where they are.

@@ -24,6 +24,14 @@ namespace cpu {
 //  3. The lanes are added as a tree of halves: lane[l] += lane[l + 16] for l < 16, then + 8, + 4,
 //     + 2, + 1. Lane 0 is the result.
 //
+//  4. Where the row has outliers (core/sparse_matrix.hpp), the rules above are for what codes and
+//     tables give, outliers' places included, and a second sum is added to their result in the
+//     end. It has 8 lanes from +0: outlier i of the row, counted from 0, takes the step
+//     lane[i % 8] = fma(value - there, x, lane[i % 8]), where `there` is what the dense part has in
+//     its place and the difference is rounded to float; then a tree of halves, + 4, + 2, + 1. A row
+//     without outliers takes no such step. (An infinite x at an outlier meets both parts, so the
+//     result may be NaN where the outlier alone would give infinity.)
+//
 // 32 lanes are four AVX2 or two AVX-512 registers: enough independent chains to hide the latency of
 // an fma, and few enough to keep several rows in registers. A NaN result is a NaN in every kernel,
 // but its payload is not part of the promise.
@@ -33,6 +41,9 @@ namespace cpu {
 
 /// Running sums of one dot product.
 inline constexpr int lanes = 32;
+
+/// Of the sum over outliers, rule 4.
+inline constexpr int outlier_lanes = 8;
 
 /// What SIMD code puts in place of a weight beyond the last column; the x there must be +0.
 inline constexpr float padding_weight = -0.0f;

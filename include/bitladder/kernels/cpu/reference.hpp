@@ -8,8 +8,10 @@
 #include <bitladder/core/codebook.hpp>
 #include <bitladder/core/dtype.hpp>
 #include <bitladder/core/matrix_view.hpp>
+#include <bitladder/core/sparse_matrix.hpp>
 #include <bitladder/kernels/cpu/order.hpp>
 
+#include <cmath>
 #include <cstddef>
 #include <vector>
 
@@ -59,6 +61,36 @@ inline void gemv(bitplane_view w, codebook_view tables, vector_view<const float>
                  vector_view<float> y) {
   gemm(w, tables, matrix_view<const float>(x.data(), 1, w.cols()),
        matrix_view<float>(y.data(), 1, w.rows()));
+}
+
+/// out as above, but each outlier as it is. out: [rows, cols]
+inline void dequantize(bitplane_view w, codebook_view tables, sparse_view outliers,
+                       matrix_view<float> out) {
+  dequantize(w, tables, out);
+  for (int r = 0; r < (outliers.empty() ? 0 : w.rows()); ++r)
+    for (int i = outliers.begin(r); i < outliers.end(r); ++i)
+      out(r, outliers.columns()[i]) = to_float(outliers.values()[i]);
+}
+
+/// The product without outliers, then rule 4 of order.hpp. x: [m, cols], y: [m, rows]
+inline void gemm(bitplane_view w, codebook_view tables, sparse_view outliers,
+                 matrix_view<const float> x, matrix_view<float> y) {
+  gemm(w, tables, x, y);
+  if (outliers.empty()) return;
+  for (int i = 0; i < x.rows(); ++i)
+    for (int r = 0; r < w.rows(); ++r) {
+      const int first = outliers.begin(r), end = outliers.end(r);
+      if (first == end) continue;
+      float lane[outlier_lanes] = {};
+      for (int k = first; k < end; ++k) {
+        const int col = outliers.columns()[k];
+        float& sum = lane[(k - first) % outlier_lanes];
+        sum = std::fma(to_float(outliers.values()[k]) - weight(w, tables, r, col), x(i, col), sum);
+      }
+      for (int half = outlier_lanes / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; ++l) lane[l] += lane[l + half];
+      y(i, r) += lane[0];
+    }
 }
 
 }  // namespace reference

@@ -6,6 +6,7 @@
 #include <bitladder/core/bitplane.hpp>
 #include <bitladder/core/codebook.hpp>
 #include <bitladder/core/matrix_view.hpp>
+#include <bitladder/core/sparse_matrix.hpp>
 #include <bitladder/core/status.hpp>
 
 #include <cstddef>
@@ -76,6 +77,19 @@ inline void require_weights(const char* operation, int bits, const bitplane_view
   const bool any = w.rows() > 0 && w.cols() > 0;
   require_pointer(operation, "the planes", w.data(), any);
   require_pointer(operation, "the tables", tables.data(), any);
+}
+
+/// Outliers of the weights' shape, or of any if there are none; what is in them is trusted.
+inline void require_outliers(const char* operation, const bitplane_view& w,
+                             const sparse_view& outliers) {
+  if (outliers.empty()) return;
+  if (outliers.rows() != w.rows() || outliers.cols() != w.cols())
+    throw error(status::shape_mismatch,
+                std::string(operation) + ": expected outliers of " + std::to_string(w.rows()) +
+                    " x " + std::to_string(w.cols()) + ", found " +
+                    std::to_string(outliers.rows()) + " x " + std::to_string(outliers.cols()));
+  require_pointer(operation, "the outliers", outliers.columns(), true);
+  require_pointer(operation, "the outliers", outliers.values(), true);
 }
 
 /// x of [cols] and y of [rows].
