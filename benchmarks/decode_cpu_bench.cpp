@@ -35,11 +35,11 @@ using clock_type = std::chrono::steady_clock;
 
 const llama::model& model_at(int bits) {
   if (bits == llama::unquantized) {
-    static const bench::random_model files(bench::smollm2_135m, false);
+    static const bench::random_model files(bench::smollm2_135m, bench::model_form::f32);
     static const llama::model dense(files.path());
     return dense;
   }
-  static const bench::random_model files(bench::smollm2_135m, true);
+  static const bench::random_model files(bench::smollm2_135m, bench::model_form::planes);
   static const llama::model quantized(files.path());
   return quantized;
 }

@@ -12,6 +12,8 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -31,17 +33,32 @@ struct model_shape {
 };
 
 constexpr model_shape smollm2_135m{30, 576, 1536, 9, 3, 64, 49152, 8192};
+/// But for its head, which is a matrix of its own there.
+constexpr model_shape llama2_7b{32, 4096, 11008, 32, 32, 128, 32000, 4096};
+
+/// What the linears are stored as.
+enum class model_form {
+  planes,  ///< 2 to 8 bits in bitplanes, embedding in fp16
+  f32,
+  bf16
+};
 
 /// Written at construction, gone with the object. In the system's folder for temporary files: set
 /// TMPDIR to a folder in memory if that one is slow.
 class random_model {
  public:
-  /// @param planes 2 to 8 bits in bitplanes with an fp16 embedding; false: all fp32
-  random_model(const model_shape& s, bool planes)
+  random_model(const model_shape& s, model_form form)
       : path_(std::filesystem::temp_directory_path() /
-              ("bitladder-bench-" + std::to_string(::getpid()) + (planes ? "-planes" : "-dense"))) {
+              ("bitladder-bench-" + std::to_string(::getpid()) + '-' +
+               std::to_string(static_cast<int>(form)))),
+        // Of uniform numbers up to this, as many products with numbers of size 1 add up to about 1.
+        largest_(1.7f / std::sqrt(static_cast<float>(s.hidden))) {
     try {
-      planes ? write_planes(s) : write_dense(s);
+      switch (form) {
+        case model_form::planes: write_planes(s); break;
+        case model_form::f32: write_dense<float>(s, bitladder::dtype::f32); break;
+        case model_form::bf16: write_dense<bitladder::bf16_t>(s, bitladder::dtype::bf16); break;
+      }
     } catch (...) {
       remove();
       throw;
@@ -55,8 +72,6 @@ class random_model {
 
  private:
   static constexpr int min_bits = 2, max_bits = 8;
-  // Of uniform numbers up to this, 576 products with numbers of size 1 add up to about 1.
-  static constexpr float largest = 0.07f;
 
   static std::string config(const model_shape& s) {
     return R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",)"
@@ -92,17 +107,25 @@ class random_model {
     return all;
   }
 
+  /// So many numbers are drawn; more are these again and again, as drawing takes longer than
+  /// writing.
   template <class T>
   std::vector<T> random_values(std::size_t count) {
+    constexpr std::size_t most = std::size_t{1} << 22;
     std::vector<T> values(count);
-    for (T& v : values) {
+    for (std::size_t i = 0; i < std::min(count, most); ++i) {
       const float f =
-          (static_cast<float>(static_cast<std::uint32_t>(rng_())) * 0x1p-31f - 1.f) * largest;
+          (static_cast<float>(static_cast<std::uint32_t>(rng_())) * 0x1p-31f - 1.f) * largest_;
       if constexpr (std::is_same_v<T, float>)
-        v = f;
+        values[i] = f;
+      else if constexpr (std::is_same_v<T, bitladder::bf16_t>)
+        values[i] = bitladder::to_bf16(f);
       else
-        v = bitladder::to_fp16(f);
+        values[i] = bitladder::to_fp16(f);
     }
+    for (std::size_t i = most; i < count; i += most)
+      std::copy_n(values.begin(), std::min(most, count - i),
+                  values.begin() + static_cast<std::ptrdiff_t>(i));
     return values;
   }
 
@@ -129,7 +152,7 @@ class random_model {
         for (std::size_t i = 0; i < tables[b].size(); ++i) {
           const int entries = 1 << b, at = static_cast<int>(i) & (entries - 1);
           tables.data(b)[i] = bitladder::to_fp16(
-              largest * static_cast<float>(2 * at + 1 - entries) / static_cast<float>(entries));
+              largest_ * static_cast<float>(2 * at + 1 - entries) / static_cast<float>(entries));
         }
       writer.write_linear(l.name, planes.view(), tables);
     }
@@ -143,7 +166,8 @@ class random_model {
     writer.finish(config(s));
   }
 
-  void write_dense(const model_shape& s) {
+  template <class T>
+  void write_dense(const model_shape& s, bitladder::dtype type) {
     std::filesystem::create_directories(path_);
     std::ofstream(path_ / "config.json") << config(s);
     auto matrices = linears(s);
@@ -151,15 +175,15 @@ class random_model {
     matrices.push_back({"model.embed_tokens.weight", s.vocabulary, s.hidden});
     bitladder::safetensors_plan plan;
     for (const std::string& name : norms(s)) plan.add(name, bitladder::dtype::f32, {s.hidden});
-    for (const auto& m : matrices) plan.add(m.name, bitladder::dtype::f32, {m.rows, m.cols});
+    for (const auto& m : matrices) plan.add(m.name, type, {m.rows, m.cols});
     auto file = bitladder::safetensors_writer::create(path_ / "model.safetensors", plan);
     const std::vector<float> ones(static_cast<std::size_t>(s.hidden), 1.f);
     for (const std::string& name : norms(s))
       file.write(name, ones.data(), ones.size() * sizeof(float));
     for (const auto& m : matrices) {
       const auto values =
-          random_values<float>(static_cast<std::size_t>(m.rows) * static_cast<std::size_t>(m.cols));
-      file.write(m.name, values.data(), values.size() * sizeof(float));
+          random_values<T>(static_cast<std::size_t>(m.rows) * static_cast<std::size_t>(m.cols));
+      file.write(m.name, values.data(), values.size() * sizeof(T));
     }
     file.commit();
   }
@@ -171,6 +195,7 @@ class random_model {
   }
 
   std::filesystem::path path_;
+  float largest_;
   std::mt19937_64 rng_{1};
 };
 

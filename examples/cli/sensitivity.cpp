@@ -7,6 +7,7 @@
 
 #include <cli/calibration_arguments.hpp>
 #include <cli/commands.hpp>
+#include <cli/device.hpp>
 #include <cli/progress.hpp>
 #include <cli/table.hpp>
 
@@ -21,7 +22,7 @@ namespace cli {
 namespace {
 
 struct sensitivity_arguments {
-  std::string source, out, modules, json;
+  std::string source, out, modules, json, device = "cpu";
   calibration_arguments calibration;
   std::uint64_t random_state = 0;
   int threads = 0;
@@ -43,8 +44,9 @@ void run(sensitivity_arguments& a) {
   bitladder::thread_pool pool(a.threads);
   const auto start = std::chrono::steady_clock::now();
   std::unique_ptr<progress> bar;
-  const llama::model_sensitivities_options options =
+  llama::model_sensitivities_options options =
       a.calibration.options(modules, a.random_state, a.overwrite, a.quiet, bar);
+  options.at_once = measure_on(a.device);
   const auto made = llama::model_sensitivities(a.source, a.out, options, &pool);
   bar.reset();
   const double seconds =
@@ -61,6 +63,7 @@ void run(sensitivity_arguments& a) {
                        {"random_state", c.random_state},
                        {"drawn", made.drawn},
                        {"mean_loss", made.mean_loss},
+                       {"device", a.device},
                        {"reused", made.reused},
                        {"resumed", made.resumed},
                        {"seconds", seconds}}});
@@ -81,7 +84,9 @@ void add_sensitivity(CLI::App& app) {
       "the same model,\n"
       "text and options, nothing is computed; if a run is interrupted, the same command goes on "
       "where it was\n"
-      "saved last and ends with the same bytes.\n\n"
+      "saved last and ends with the same bytes. On a card all samples are run together, layer by "
+      "layer, in\n"
+      "seconds, and nothing is saved before the end.\n\n"
       "  bitladder sensitivity examples/models/small --text books/\n"
       "  bitladder sensitivity MODEL --text c4.jsonl --num-examples 100 --seq-len 512 -o "
       "grads.safetensors");
@@ -98,6 +103,7 @@ void add_sensitivity(CLI::App& app) {
   c->add_option("-o,--output", a->out,
                 "File to write. Default: MODEL.sensitivities.safetensors in the current folder, "
                 "after the last part of the model's path");
+  add_device(*c, a->device);
   c->add_option("--threads", a->threads, "Threads; 0 takes all. The result does not depend on it")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 // The backward pass of the mean next-token loss, written once over a backend (backward_cpu.hpp
-// names what one offers) and over the description of a family, as forward.hpp is. Of a sample only
-// what every layer was given is kept; the rest of a layer is computed again when its turn comes
-// (Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost). What comes out is the square
-// of each gradient of a weight, added to what is there. Tested by tests/llama/backward_test.cpp.
+// names what one offers) and over the description of a family, as forward.hpp is. It is cut into
+// steps, a layer each, which need no more than what the layer was given: the rest of it is computed
+// again when its turn comes (Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost).
+// run() takes them for one sample, layerwise_gradients.hpp for many at once. What comes out is the
+// square of each gradient of a weight, added to what is there. Tested by
+// tests/llama/backward_test.cpp.
 #pragma once
 
 #include <bitladder/core/matrix_view.hpp>
@@ -15,6 +17,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <optional>
 #include <type_traits>
 #include <unordered_map>
 #include <utility>
@@ -40,19 +43,164 @@ class backward_pass {
   /// @return the mean loss of all tokens but the first, in nats; if it is not finite, `to` is as
   /// before
   double run(bitladder::vector_view<const int> tokens, const squares& to) {
-    // The last token is only foretold.
-    const bitladder::vector_view<const int> given(tokens.data(), tokens.size() - 1);
-    const bitladder::vector_view<const int> targets(tokens.data() + 1, tokens.size() - 1);
-    to_ = &to;
-    typename Backend::cache cache = backend_->make_layer_cache(static_cast<int>(given.size()));
-    cache_ = &cache;
-    run_layers(given);
-    const double loss = head_backward(targets);
+    inputs_.resize(layers().size() + 1);
+    embed(tokens, inputs_[0]);
+    for (std::size_t i = 0; i < layers().size(); ++i)
+      layer_forward(static_cast<int>(i), inputs_[i], inputs_[i + 1]);
+    const double loss = head(tokens, inputs_.back(), d_);
     if (loss - loss != 0) return loss;
-    const int lowest = lowest_wanted();
+    const int lowest = lowest_wanted(to);
     for (int i = static_cast<int>(layers().size()) - 1; i >= lowest; --i)
-      layer_backward(i, i > lowest);
+      layer_backward(i, inputs_[static_cast<std::size_t>(i)], d_, to, i > lowest);
     return loss;
+  }
+
+  // ------------------------------------------------------------------------------ the steps of it
+
+  /// The first layer with a linear that is asked for; the number of layers if there is none.
+  int lowest_wanted(const squares& to) const {
+    int i = 0;
+    for (const layer_type& layer : layers()) {
+      bool wanted = false;
+      layer.for_each_linear([&](const linear& w) { wanted = wanted || to.count(&w) != 0; });
+      if (wanted) break;
+      ++i;
+    }
+    return i;
+  }
+
+  /// x = what the first layer is given for all tokens but the last, which is only foretold.
+  void embed(bitladder::vector_view<const int> tokens, buffer& x) {
+    Backend& b = *backend_;
+    const weights& w = b.weights();
+    b.embed(w.embedding, {tokens.data(), tokens.size() - 1}, x);
+    if (projected()) {
+      b.linear(w.project_in, unquantized, x, update_);
+      std::swap(update_, x);
+    }
+    if (!shape().family->rotary()) b.add_positions(w.positions, shape().family->position_offset, x);
+  }
+
+  /// x = what layer `index` gives for what it is given.
+  void layer_forward(int index, const buffer& given, buffer& x) {
+    Backend& b = *backend_;
+    const layer_type& layer = layers()[static_cast<std::size_t>(index)];
+    typename Backend::cache& cache = cache_for(given.rows());
+    copy(given, x);
+    switch (shape().residual) {
+      case residual_form::pre_norm:
+        b.norm(x, layer.attention_norm, normed_);
+        attend(layer, index, normed_, cache, true);
+        b.add(update_, x);
+        b.norm(x, layer.mlp_norm, normed_);
+        feed_forward(layer, normed_, true);
+        b.add(update_, x);
+        break;
+      case residual_form::post_norm:
+        attend(layer, index, x, cache, true);
+        b.add(update_, x);
+        b.norm(x, layer.attention_norm, normed_);
+        feed_forward(layer, normed_, true);
+        b.add(update_, normed_);
+        b.norm(normed_, layer.mlp_norm, x);
+        break;
+      case residual_form::parallel:
+        b.norm(x, layer.attention_norm, normed_);
+        attend(layer, index, normed_, cache, true);
+        b.add(update_, x);
+        feed_forward(layer, normed_, true);
+        b.add(update_, x);
+        break;
+    }
+  }
+
+  /// @param last what the last layer gives; `d` becomes the gradient by it
+  /// @return the mean loss
+  double head(bitladder::vector_view<const int> tokens, const buffer& last, buffer& d) {
+    Backend& b = *backend_;
+    const weights& w = b.weights();
+    const bool normed = shape().residual != residual_form::post_norm;
+    if (normed)
+      b.norm(last, w.norm, hidden_);
+    else
+      copy(last, hidden_);
+    if (projected()) {
+      b.linear(w.project_out, unquantized, hidden_, update_);
+      std::swap(update_, hidden_);
+    }
+    const int rows = hidden_.rows(),
+              most = std::max(least_tokens, most_logits / shape().vocabulary);
+    const double scale = 1 / static_cast<double>(rows);
+    double loss = 0;
+    d.resize(rows, hidden_.cols());
+    for (int begin = 0; begin < rows; begin += most) {
+      const int count = std::min(most, rows - begin);
+      part_.resize(count, hidden_.cols());
+      b.copy_rows(hidden_, begin, count, part_, 0);
+      b.linear(w.head, unquantized, part_, logits_);
+      loss += b.loss_gradient(logits_, {tokens.data() + 1 + begin, static_cast<std::size_t>(count)},
+                              scale);
+      b.input_gradient(w.head, 0, logits_, part_, false);
+      b.copy_rows(part_, 0, count, d, begin);
+    }
+    if (projected()) {
+      b.input_gradient(w.project_out, 0, d, d_input_, false);
+      std::swap(d, d_input_);
+    }
+    if (normed) b.norm_gradient(last, w.norm, d);
+    return loss;
+  }
+
+  /// Adds the squares of the gradients of layer `index`.
+  /// @param x what the layer is given; `d`, the gradient of what it gives, becomes that of x if
+  /// `input` says so, else anything
+  void layer_backward(int index, const buffer& x, buffer& d, const squares& to, bool input) {
+    Backend& b = *backend_;
+    const layer_type& layer = layers()[static_cast<std::size_t>(index)];
+    typename Backend::cache& cache = cache_for(x.rows());
+    to_ = &to;
+    switch (shape().residual) {
+      case residual_form::pre_norm:
+        b.norm(x, layer.attention_norm, normed_);
+        attend(layer, index, normed_, cache, true);
+        copy(x, middle_);
+        b.add(update_, middle_);
+        b.norm(middle_, layer.mlp_norm, mlp_normed_);
+        feed_forward(layer, mlp_normed_, false);
+        feed_forward_backward(layer, mlp_normed_, d, d_input_);
+        b.norm_gradient(middle_, layer.mlp_norm, d_input_);
+        b.add(d_input_, d);
+        attend_backward(layer, index, normed_, d, d_input_, input);
+        if (!input) break;
+        b.norm_gradient(x, layer.attention_norm, d_input_);
+        b.add(d_input_, d);
+        break;
+      case residual_form::post_norm:
+        attend(layer, index, x, cache, true);
+        copy(x, middle_);
+        b.add(update_, middle_);
+        b.norm(middle_, layer.attention_norm, normed_);
+        feed_forward(layer, normed_, true);
+        b.add(normed_, update_);
+        b.norm_gradient(update_, layer.mlp_norm, d);
+        feed_forward_backward(layer, normed_, d, d_input_);
+        b.add(d_input_, d);
+        b.norm_gradient(middle_, layer.attention_norm, d);
+        attend_backward(layer, index, x, d, d_input_, input);
+        if (input) b.add(d_input_, d);
+        break;
+      case residual_form::parallel:
+        b.norm(x, layer.attention_norm, normed_);
+        attend(layer, index, normed_, cache, false);
+        feed_forward(layer, normed_, false);
+        feed_forward_backward(layer, normed_, d, d_other_);
+        attend_backward(layer, index, normed_, d, d_input_, input);
+        if (!input) break;
+        b.add(d_other_, d_input_);
+        b.norm_gradient(x, layer.attention_norm, d_input_);
+        b.add(d_input_, d);
+        break;
+    }
   }
 
  private:
@@ -64,72 +212,17 @@ class backward_pass {
   const std::vector<layer_type>& layers() const { return backend_->weights().layers; }
   bool projected() const { return shape().embedding_width() != shape().hidden; }
 
-  /// The first layer with a linear that is asked for; the number of layers if there is none.
-  int lowest_wanted() const {
-    int i = 0;
-    for (const layer_type& layer : layers()) {
-      bool wanted = false;
-      layer.for_each_linear([&](const linear& w) { wanted = wanted || to_->count(&w) != 0; });
-      if (wanted) break;
-      ++i;
-    }
-    return i;
-  }
-
-  // ------------------------------------------------------------------------------------- forward
-
-  /// inputs_[i] = what layer i is given, and one more: what the last gives.
-  void run_layers(bitladder::vector_view<const int> tokens) {
-    Backend& b = *backend_;
-    inputs_.resize(layers().size() + 1);
-    embed(tokens, inputs_[0]);
-    for (std::size_t i = 0; i < layers().size(); ++i) {
-      const layer_type& layer = layers()[i];
-      const int index = static_cast<int>(i);
-      buffer& x = inputs_[i + 1];
-      copy(inputs_[i], x);
-      switch (shape().residual) {
-        case residual_form::pre_norm:
-          b.norm(x, layer.attention_norm, normed_);
-          attend(layer, index, normed_, true);
-          b.add(update_, x);
-          b.norm(x, layer.mlp_norm, normed_);
-          feed_forward(layer, normed_, true);
-          b.add(update_, x);
-          break;
-        case residual_form::post_norm:
-          attend(layer, index, x, true);
-          b.add(update_, x);
-          b.norm(x, layer.attention_norm, normed_);
-          feed_forward(layer, normed_, true);
-          b.add(update_, normed_);
-          b.norm(normed_, layer.mlp_norm, x);
-          break;
-        case residual_form::parallel:
-          b.norm(x, layer.attention_norm, normed_);
-          attend(layer, index, normed_, true);
-          b.add(update_, x);
-          feed_forward(layer, normed_, true);
-          b.add(update_, x);
-          break;
-      }
-    }
-  }
-
-  void embed(bitladder::vector_view<const int> tokens, buffer& x) {
-    Backend& b = *backend_;
-    const weights& w = b.weights();
-    b.embed(w.embedding, tokens, x);
-    if (projected()) {
-      b.linear(w.project_in, unquantized, x, update_);
-      std::swap(update_, x);
-    }
-    if (!shape().family->rotary()) b.add_positions(w.positions, shape().family->position_offset, x);
+  /// Keys and values of one layer; whatever they were before is written over.
+  typename Backend::cache& cache_for(int tokens) {
+    if (!cache_ || cache_tokens_ != tokens) cache_.emplace(backend_->make_layer_cache(tokens));
+    cache_tokens_ = tokens;
+    return *cache_;
   }
 
   /// Leaves queries, keys, values and their attention, and in `update_`, if that is asked for, the
   /// output of its last linear.
-  void attend(const layer_type& layer, int index, const buffer& x, bool output) {
+  void attend(const layer_type& layer, int index, const buffer& x, typename Backend::cache& cache,
+              bool output) {
     Backend& b = *backend_;
     const config& c = shape();
     if (c.family->layer.query_key_value.empty()) {
@@ -146,8 +239,8 @@ class backward_pass {
       b.rope(query_, 0);
       b.rope(key_, 0);
     }
-    b.store(*cache_, 0, 0, key_, value_);
-    b.attention(*cache_, 0, query_, c.window_of(index), attended_);
+    b.store(cache, 0, 0, key_, value_);
+    b.attention(cache, 0, query_, c.window_of(index), attended_);
     if (output) b.linear(layer.output, unquantized, attended_, update_);
   }
 
@@ -178,95 +271,6 @@ class backward_pass {
   void copy(const buffer& from, buffer& to) {
     to.resize(from.rows(), from.cols());
     backend_->copy_rows(from, 0, from.rows(), to, 0);
-  }
-
-  // ------------------------------------------------------------------------------------ backward
-
-  /// The loss; d_ = its gradient by what the last layer gives.
-  double head_backward(bitladder::vector_view<const int> targets) {
-    Backend& b = *backend_;
-    const weights& w = b.weights();
-    const buffer& last = inputs_.back();
-    const bool normed = shape().residual != residual_form::post_norm;
-    if (normed)
-      b.norm(last, w.norm, hidden_);
-    else
-      copy(last, hidden_);
-    if (projected()) {
-      b.linear(w.project_out, unquantized, hidden_, update_);
-      std::swap(update_, hidden_);
-    }
-    const int rows = hidden_.rows(),
-              most = std::max(least_tokens, most_logits / shape().vocabulary);
-    const double scale = 1 / static_cast<double>(rows);
-    double loss = 0;
-    d_.resize(rows, hidden_.cols());
-    for (int begin = 0; begin < rows; begin += most) {
-      const int count = std::min(most, rows - begin);
-      part_.resize(count, hidden_.cols());
-      b.copy_rows(hidden_, begin, count, part_, 0);
-      b.linear(w.head, unquantized, part_, logits_);
-      loss += b.loss_gradient(logits_, {targets.data() + begin, static_cast<std::size_t>(count)},
-                              scale);
-      b.input_gradient(w.head, 0, logits_, part_, false);
-      b.copy_rows(part_, 0, count, d_, begin);
-    }
-    if (projected()) {
-      b.input_gradient(w.project_out, 0, d_, d_input_, false);
-      std::swap(d_, d_input_);
-    }
-    if (normed) b.norm_gradient(last, w.norm, d_);
-    return loss;
-  }
-
-  /// d_, the gradient of what layer `index` gives, becomes that of what it is given, if that is
-  /// asked for.
-  void layer_backward(int index, bool input) {
-    Backend& b = *backend_;
-    const layer_type& layer = layers()[static_cast<std::size_t>(index)];
-    const buffer& x = inputs_[static_cast<std::size_t>(index)];
-    switch (shape().residual) {
-      case residual_form::pre_norm:
-        b.norm(x, layer.attention_norm, normed_);
-        attend(layer, index, normed_, true);
-        copy(x, middle_);
-        b.add(update_, middle_);
-        b.norm(middle_, layer.mlp_norm, mlp_normed_);
-        feed_forward(layer, mlp_normed_, false);
-        feed_forward_backward(layer, mlp_normed_, d_, d_input_);
-        b.norm_gradient(middle_, layer.mlp_norm, d_input_);
-        b.add(d_input_, d_);
-        attend_backward(layer, index, normed_, d_, d_input_, input);
-        if (!input) break;
-        b.norm_gradient(x, layer.attention_norm, d_input_);
-        b.add(d_input_, d_);
-        break;
-      case residual_form::post_norm:
-        attend(layer, index, x, true);
-        copy(x, middle_);
-        b.add(update_, middle_);
-        b.norm(middle_, layer.attention_norm, normed_);
-        feed_forward(layer, normed_, true);
-        b.add(normed_, update_);
-        b.norm_gradient(update_, layer.mlp_norm, d_);
-        feed_forward_backward(layer, normed_, d_, d_input_);
-        b.add(d_input_, d_);
-        b.norm_gradient(middle_, layer.attention_norm, d_);
-        attend_backward(layer, index, x, d_, d_input_, input);
-        if (input) b.add(d_input_, d_);
-        break;
-      case residual_form::parallel:
-        b.norm(x, layer.attention_norm, normed_);
-        attend(layer, index, normed_, false);
-        feed_forward(layer, normed_, false);
-        feed_forward_backward(layer, normed_, d_, d_other_);
-        attend_backward(layer, index, normed_, d_, d_input_, input);
-        if (!input) break;
-        b.add(d_other_, d_input_);
-        b.norm_gradient(x, layer.attention_norm, d_input_);
-        b.add(d_input_, d_);
-        break;
-    }
   }
 
   /// x was given, d is the gradient of the result; d_x = that of x, if that is asked for.
@@ -319,9 +323,10 @@ class backward_pass {
   }
 
   Backend* backend_;
-  const squares* to_ = nullptr;               // only while run() runs
-  typename Backend::cache* cache_ = nullptr;  // likewise
-  std::vector<buffer> inputs_;
+  const squares* to_ = nullptr;  // only while layer_backward() runs
+  std::vector<buffer> inputs_;   // run()'s: what layer i is given, and what the last gives
+  std::optional<typename Backend::cache> cache_;
+  int cache_tokens_ = 0;
   buffer normed_, middle_, mlp_normed_, query_, key_, value_, fused_, attended_, update_;
   buffer gate_, up_, active_, hidden_, part_, logits_;
   buffer d_, d_input_, d_other_, d_attended_, d_query_, d_key_, d_value_, d_active_;

@@ -43,6 +43,15 @@ class cpu_backward_backend : public cpu_backend {
     return kv;
   }
 
+  // Told by layerwise_gradients: all weights are where they are needed.
+  void begin_layer(int) {}
+  void begin_head() {}
+
+  /// x = 0
+  void clear(buffer& x) {
+    for_each_row(x, [&](int r) { std::fill_n(x.view().row(r), x.cols(), 0.f); });
+  }
+
   /// The mean over all rows of -log softmax(logits)[target], each row's part times `scale` (one by
   /// the number of all rows); `logits` become the gradient of that.
   double loss_gradient(buffer& logits, bitladder::vector_view<const int> targets, double scale) {

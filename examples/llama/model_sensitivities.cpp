@@ -115,9 +115,20 @@ model_sensitivities_result model_sensitivities(const std::filesystem::path& sour
   origin.tokens = samples.checksum();
   origin.model = checksum_of_model(source, pool);
   model_sensitivities_result result;
-  static_cast<sensitivity_result&>(result) = run_sensitivities(
-      out, origin, shapes, samples,
-      [&] { return std::make_unique<squared_gradients>(m, names, pool); }, options.run);
+  if (options.at_once) {
+    std::vector<bitladder::vector_view<const int>> views;
+    for (int i = 0; i < samples.samples; ++i) views.push_back(samples.sample(i));
+    static_cast<sensitivity_result&>(result) = run_sensitivities_at_once(
+        out, origin, shapes,
+        [&](const auto& losses, const auto& sums, const auto& progress) {
+          options.at_once(m, names, views, losses, sums, progress);
+        },
+        options.run);
+  } else {
+    static_cast<sensitivity_result&>(result) = run_sensitivities(
+        out, origin, shapes, samples,
+        [&] { return std::make_unique<squared_gradients>(m, names, pool); }, options.run);
+  }
   result.linears = shapes.size();
   result.drawn = samples.drawn;
   return result;

@@ -8,6 +8,7 @@
 #include <bitladder/core/matrix_view.hpp>
 #include <bitladder/core/status.hpp>
 #include <bitladder/io/checksum.hpp>
+#include <bitladder/io/mmap.hpp>
 #include <bitladder/io/safetensors.hpp>
 #include <bitladder/io/safetensors_plan.hpp>
 #include <bitladder/io/safetensors_writer.hpp>
@@ -84,6 +85,22 @@ inline std::uint64_t checksum_of(bitladder::matrix_view<const float> m, std::uin
 
 }  // namespace detail
 
+/// The header of a file of sums.
+/// @param checksum of all sums in the order of `shapes`
+inline bitladder::safetensors_plan sensitivity_plan(const sensitivity_origin& origin,
+                                                    const std::vector<sensitivity_shape>& shapes,
+                                                    sensitivity_state state,
+                                                    std::uint64_t checksum) {
+  bitladder::safetensors_plan plan;
+  for (const auto& [key, value] : detail::origin_metadata(origin)) plan.set_metadata(key, value);
+  for (const sensitivity_shape& s : shapes)
+    plan.add(s.name, bitladder::dtype::f32, {s.rows, s.cols});
+  plan.set_metadata("samples_done", std::to_string(state.samples_done));
+  plan.set_metadata("loss_sum", detail::as_text(state.loss_sum));
+  plan.set_metadata("checksum", detail::as_hex(checksum));
+  return plan;
+}
+
 /// Writes sums under a temporary name and renames.
 /// @param sums one for each of `shapes`, in their order
 /// @throws bitladder::error naming the file if the disk has no room; what was there before stays
@@ -91,17 +108,10 @@ inline void write_sensitivities(const std::filesystem::path& path, const sensiti
                                 const std::vector<sensitivity_shape>& shapes,
                                 const std::vector<bitladder::matrix_view<const float>>& sums,
                                 sensitivity_state state) {
-  bitladder::safetensors_plan plan;
-  for (const auto& [key, value] : detail::origin_metadata(origin)) plan.set_metadata(key, value);
   std::uint64_t sum = 0;
-  for (std::size_t i = 0; i < shapes.size(); ++i) {
-    plan.add(shapes[i].name, bitladder::dtype::f32, {shapes[i].rows, shapes[i].cols});
-    sum = detail::checksum_of(sums[i], sum);
-  }
-  plan.set_metadata("samples_done", std::to_string(state.samples_done));
-  plan.set_metadata("loss_sum", detail::as_text(state.loss_sum));
-  plan.set_metadata("checksum", detail::as_hex(sum));
-  auto out = bitladder::safetensors_writer::create(path, plan);
+  for (const auto& values : sums) sum = detail::checksum_of(values, sum);
+  auto out =
+      bitladder::safetensors_writer::create(path, sensitivity_plan(origin, shapes, state, sum));
   for (std::size_t i = 0; i < shapes.size(); ++i) {
     const std::size_t row = static_cast<std::size_t>(sums[i].cols()) * sizeof(float);
     if (sums[i].stride() == static_cast<std::size_t>(sums[i].cols()))
@@ -112,6 +122,54 @@ inline void write_sensitivities(const std::filesystem::path& path, const sensiti
   }
   out.commit();
 }
+
+/// Writes sums one by one, in any order, under a temporary name, and renames at the end. Memory
+/// holds none of them.
+class sensitivity_writer {
+ public:
+  /// @throws bitladder::error naming the file if the disk has no room
+  sensitivity_writer(const std::filesystem::path& path, const sensitivity_origin& origin,
+                     const std::vector<sensitivity_shape>& shapes, sensitivity_state state)
+      : path_(path),
+        origin_(origin),
+        shapes_(shapes),
+        state_(state),
+        out_(bitladder::safetensors_writer::create(path,
+                                                   sensitivity_plan(origin, shapes, state, 0))) {}
+
+  /// @param sums without gaps, those of `shapes[i]`
+  void write(std::size_t i, bitladder::matrix_view<const float> sums) {
+    const sensitivity_shape& s = shapes_.at(i);
+    if (sums.rows() != s.rows || sums.cols() != s.cols)
+      throw bitladder::error(bitladder::status::shape_mismatch,
+                             path_.string() + ": tensor \"" + s.name + "\": expected " +
+                                 std::to_string(s.rows) + " x " + std::to_string(s.cols) +
+                                 ", found " + std::to_string(sums.rows()) + " x " +
+                                 std::to_string(sums.cols()));
+    out_.write(s.name, sums.data(),
+               static_cast<std::size_t>(s.rows) * static_cast<std::size_t>(s.cols) * sizeof(float));
+  }
+
+  /// @throws bitladder::error if sums are missing
+  void commit() {
+    // The checksum is of tensors in order, so it is taken of the file, when that is whole.
+    const bitladder::mapped_file file(bitladder::safetensors_writer::partial_path(path_));
+    std::uint64_t sum = 0;
+    for (const sensitivity_shape& s : shapes_) {
+      const std::byte* first = file.data() + out_.data_offset() + out_.at(s.name).begin;
+      sum = detail::checksum_of({reinterpret_cast<const float*>(first), s.rows, s.cols}, sum);
+    }
+    out_.rewrite_header(sensitivity_plan(origin_, shapes_, state_, sum));
+    out_.commit();
+  }
+
+ private:
+  std::filesystem::path path_;
+  sensitivity_origin origin_;
+  std::vector<sensitivity_shape> shapes_;
+  sensitivity_state state_;
+  bitladder::safetensors_writer out_;
+};
 
 /// A file of sensitivities, checked to be whole.
 class sensitivity_file {

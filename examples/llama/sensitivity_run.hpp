@@ -18,6 +18,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -113,6 +114,18 @@ inline std::unique_ptr<sensitivity_file> unfinished_sensitivities(
   return nullptr;
 }
 
+/// Takes the place of the file and keeps other processes out until there is something to put there.
+inline bitladder::safetensors_writer take_place(const std::filesystem::path& path,
+                                                const sensitivity_origin& origin,
+                                                const std::vector<sensitivity_shape>& shapes) {
+  if (path.has_parent_path()) std::filesystem::create_directories(path.parent_path());
+  bitladder::safetensors_plan plan;
+  for (const sensitivity_shape& s : shapes)
+    plan.add(s.name, bitladder::dtype::f32, {s.rows, s.cols});
+  for (const auto& [key, value] : origin_metadata(origin)) plan.set_metadata(key, value);
+  return bitladder::safetensors_writer::create(path, plan);
+}
+
 }  // namespace detail
 
 /// Makes the file `path` unless it is there. While it works the place for it is taken up in
@@ -143,14 +156,7 @@ sensitivity_result run_sensitivities(const std::filesystem::path& path,
     return result;
   }
 
-  if (path.has_parent_path()) std::filesystem::create_directories(path.parent_path());
-  // Takes the place and keeps other processes out until there is something to put there.
-  bitladder::safetensors_plan plan;
-  for (const sensitivity_shape& s : shapes)
-    plan.add(s.name, bitladder::dtype::f32, {s.rows, s.cols});
-  for (const auto& [key, value] : detail::origin_metadata(origin)) plan.set_metadata(key, value);
-  std::optional<bitladder::safetensors_writer> place(
-      bitladder::safetensors_writer::create(path, plan));
+  std::optional<bitladder::safetensors_writer> place(detail::take_place(path, origin, shapes));
 
   const std::filesystem::path saved = detail::with_ending(path, ".progress");
   sensitivity_state state;
@@ -203,6 +209,54 @@ sensitivity_result run_sensitivities(const std::filesystem::path& path,
   std::error_code ignored;
   std::filesystem::remove(saved, ignored);
   result.mean_loss = state.loss_sum / state.samples_done;
+  return result;
+}
+
+/// Likewise, of sums that are made of all samples at once, in less time than would be worth saving
+/// parts of. Sums go to the disk as they come; memory holds none.
+/// @param measure `void measure(const std::function<void(const std::vector<double>&)>& losses,
+///   const std::function<void(std::size_t, matrix_view<const float>)>& sums,
+///   const std::function<void(std::int64_t, std::int64_t)>& progress)` tells the mean loss of every
+///   sample, and after it, in any order, the sums of each weight
+template <class Measure>
+sensitivity_result run_sensitivities_at_once(const std::filesystem::path& path,
+                                             const sensitivity_origin& origin,
+                                             const std::vector<sensitivity_shape>& shapes,
+                                             Measure&& measure,
+                                             const sensitivity_run_options& options = {}) {
+  sensitivity_result result;
+  if (const auto file = detail::finished_sensitivities(path, origin, shapes, options.overwrite)) {
+    result.reused = true;
+    result.mean_loss = file->state().loss_sum / file->state().samples_done;
+    return result;
+  }
+  std::optional<bitladder::safetensors_writer> place(detail::take_place(path, origin, shapes));
+  std::optional<sensitivity_writer> out;
+  measure(
+      [&](const std::vector<double>& losses) {
+        sensitivity_state state;
+        for (double loss : losses) {
+          if (!std::isfinite(loss))
+            throw bitladder::error(bitladder::status::invalid_argument,
+                                   path.string() + ": sample " +
+                                       std::to_string(state.samples_done) +
+                                       ": expected a finite loss, found " + std::to_string(loss));
+          ++state.samples_done;
+          state.loss_sum += loss;
+        }
+        result.mean_loss = state.loss_sum / state.samples_done;
+        place.reset();
+        out.emplace(path, origin, shapes, state);
+      },
+      [&](std::size_t i, bitladder::matrix_view<const float> values) { out->write(i, values); },
+      [&](std::int64_t done, std::int64_t all) {
+        if (options.progress)
+          options.progress(static_cast<int>(done * origin.samples / all), 0, origin.samples,
+                           result.mean_loss);
+      });
+  out->commit();
+  std::error_code ignored;  // what a run sample by sample may have left
+  std::filesystem::remove(detail::with_ending(path, ".progress"), ignored);
   return result;
 }
 

@@ -54,6 +54,61 @@ std::vector<std::pair<std::string, const Linear*>> named_linears(
 
 }  // namespace detail
 
+/// The linears of layers whose weights have these names.
+/// @throws bitladder::error naming the model and the weight, what was expected and what was found:
+/// for a quantized model, a name of another tensor or one that comes twice
+inline std::vector<const linear_weight*> linears_of(const model& m,
+                                                    const std::vector<std::string>& names) {
+  const std::string where = m.folder().string();
+  if (m.quantized())
+    throw bitladder::error(bitladder::status::invalid_argument,
+                           where +
+                               ": expected a model with float weights, found one that is "
+                               "quantized: it has no gradients of the loss by its weights");
+  const auto known = detail::named_linears(*m.config().family, m.weights());
+  std::vector<const linear_weight*> linears;
+  for (const std::string& name : names) {
+    const linear_weight* w = nullptr;
+    for (const auto& k : known)
+      if (k.first == name) w = k.second;
+    if (w == nullptr)
+      throw bitladder::error(bitladder::status::not_found,
+                             where + ": tensor \"" + name +
+                                 "\": expected the weight of a linear of a layer, such as \"" +
+                                 known.front().first + "\"");
+    if (std::find(linears.begin(), linears.end(), w) != linears.end())
+      throw bitladder::error(
+          bitladder::status::invalid_argument,
+          where + ": tensor \"" + name + "\": expected each weight once, found it again");
+    linears.push_back(w);
+  }
+  return linears;
+}
+
+/// @param number of the sample, from 1 on, for the error
+/// @throws bitladder::error for less than two tokens, one outside the vocabulary, and more than a
+/// table of positions has room for
+inline void check_gradient_sample(const model& m, bitladder::vector_view<const int> tokens,
+                                  int number) {
+  const config& c = m.config();
+  const auto refuse = [&](const std::string& what) {
+    throw bitladder::error(
+        bitladder::status::invalid_argument,
+        m.folder().string() + ": sample " + std::to_string(number) + ": " + what);
+  };
+  if (tokens.size() < 2)
+    refuse("expected at least two tokens, found " + std::to_string(tokens.size()));
+  constexpr std::size_t most = 1 << 24;  // counts of rows and of bytes stay far from overflow
+  const std::size_t room = c.family->rotary() ? most : static_cast<std::size_t>(c.context) + 1;
+  if (tokens.size() > room)
+    refuse("expected at most " + std::to_string(room) + " tokens, found " +
+           std::to_string(tokens.size()));
+  for (int t : tokens)
+    if (t < 0 || t >= c.vocabulary)
+      refuse("expected tokens of 0 to " + std::to_string(c.vocabulary - 1) + ", found " +
+             std::to_string(t));
+}
+
 /// Sums over samples of squared gradients of the mean next-token loss, one matrix per linear, in
 /// fp32. Bytes held: four for every weight asked for, what a layer is given for every layer of a
 /// sample, and the activations of one layer. The sums do not depend on the number of threads.
@@ -66,28 +121,11 @@ class squared_gradients {
   squared_gradients(const model& m, std::vector<std::string> names,
                     bitladder::thread_pool* pool = nullptr)
       : names_(std::move(names)) {
-    const std::string where = m.folder().string();
-    if (m.quantized())
-      throw bitladder::error(bitladder::status::invalid_argument,
-                             where +
-                                 ": expected a model with float weights, found one that is "
-                                 "quantized: it has no gradients of the loss by its weights");
-    const auto known = detail::named_linears(*m.config().family, m.weights());
+    const std::vector<const linear_weight*> linears = linears_of(m, names_);
     sums_.resize(names_.size());
-    for (std::size_t i = 0; i < names_.size(); ++i) {
-      const linear_weight* w = nullptr;
-      for (const auto& k : known)
-        if (k.first == names_[i]) w = k.second;
-      if (w == nullptr)
-        throw bitladder::error(bitladder::status::not_found,
-                               where + ": tensor \"" + names_[i] +
-                                   "\": expected the weight of a linear of a layer, such as \"" +
-                                   known.front().first + "\"");
-      if (!to_.emplace(w, &sums_[i]).second)
-        throw bitladder::error(
-            bitladder::status::invalid_argument,
-            where + ": tensor \"" + names_[i] + "\": expected each weight once, found it again");
-      sums_[i].resize(w->rows, w->cols);
+    for (std::size_t i = 0; i < linears.size(); ++i) {
+      to_.emplace(linears[i], &sums_[i]);
+      sums_[i].resize(linears[i]->rows, linears[i]->cols);
     }
     backend_ = std::make_unique<cpu_backward_backend>(m, pool);
     pass_ = std::make_unique<pass>(*backend_);
@@ -99,7 +137,7 @@ class squared_gradients {
   /// @throws bitladder::error for fewer tokens, one outside the vocabulary, more than a table of
   /// positions has room for, and for a loss that is not finite; the sums are then as before
   double add(bitladder::vector_view<const int> tokens) {
-    check_tokens(tokens);
+    check_gradient_sample(backend_->model(), tokens, samples_ + 1);
     const double loss = pass_->run(tokens, to_);
     if (!std::isfinite(loss))
       fail(bitladder::status::bad_file, "expected a finite loss, found " + std::to_string(loss) +
@@ -139,24 +177,6 @@ class squared_gradients {
   [[noreturn]] void fail(bitladder::status code, const std::string& what) const {
     throw bitladder::error(code, backend_->model().folder().string() + ": sample " +
                                      std::to_string(samples_ + 1) + ": " + what);
-  }
-
-  void check_tokens(bitladder::vector_view<const int> tokens) const {
-    const config& c = backend_->model().config();
-    const auto refuse = [&](const std::string& what) {
-      fail(bitladder::status::invalid_argument, what);
-    };
-    if (tokens.size() < 2)
-      refuse("expected at least two tokens, found " + std::to_string(tokens.size()));
-    constexpr std::size_t most = 1 << 24;  // counts of rows and of bytes stay far from overflow
-    const std::size_t room = c.family->rotary() ? most : static_cast<std::size_t>(c.context) + 1;
-    if (tokens.size() > room)
-      refuse("expected at most " + std::to_string(room) + " tokens, found " +
-             std::to_string(tokens.size()));
-    for (int t : tokens)
-      if (t < 0 || t >= c.vocabulary)
-        refuse("expected tokens of 0 to " + std::to_string(c.vocabulary - 1) + ", found " +
-               std::to_string(t));
   }
 
   std::vector<std::string> names_;

@@ -16,6 +16,7 @@
 
 namespace bl = bitladder;
 namespace fs = std::filesystem;
+using support::contains;
 using support::error_of;
 using support::temporary_folder;
 using support::thrown;
@@ -179,4 +180,28 @@ TEST_CASE("a disk without room is an error before anything is written, and nothi
   });
   CHECK(WEXITSTATUS(result) == 7);
   CHECK(support::read_folder(folder.path()).empty());
+}
+
+TEST_CASE(
+    "a header is written anew with other metadata of the same length, and with nothing else") {
+  temporary_folder folder;
+  const auto plan = [](const std::string& value, std::int64_t cols = 3) {
+    bl::safetensors_plan p;
+    p.add("a", bl::dtype::f32, {2, cols});
+    p.set_metadata("sum", value);
+    return p;
+  };
+  const float values[6] = {1, 2, 3, 4, 5, 6};
+  bl::safetensors_writer w = bl::safetensors_writer::create(folder / "f", plan("0000"));
+  w.write("a", values, sizeof values);
+  CHECK(contains(error_of([&] { w.rewrite_header(plan(std::string(5000, '1'))); }).text,
+                 "expected a header of the same tensors"));
+  CHECK(contains(error_of([&] { w.rewrite_header(plan("1234", 2)); }).text,
+                 "expected a header of the same tensors"));
+  w.rewrite_header(plan("1234"));
+  w.commit();
+  bl::safetensors_writer other = bl::safetensors_writer::create(folder / "g", plan("1234"));
+  other.write("a", values, sizeof values);
+  other.commit();
+  CHECK(support::read_all(folder / "f") == support::read_all(folder / "g"));
 }

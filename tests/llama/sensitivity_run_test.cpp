@@ -133,6 +133,33 @@ std::vector<std::string> names_in(const fs::path& folder) {
   return names;
 }
 
+/// All samples at once, the last weight's sums first; `losses` may be made up.
+llama::sensitivity_result run_at_once(const fs::path& path, std::vector<double> losses = {},
+                                      const llama::sensitivity_run_options& options = {}) {
+  const llama::calibration c = samples();
+  return llama::run_sensitivities_at_once(
+      path, origin_of(c), shapes,
+      [&](const auto& tell_losses, const auto& tell_sums, const auto& progress) {
+        made_up_gradients gradients;
+        const bool given = !losses.empty();
+        for (int i = 0; i < c.samples; ++i) {
+          const double loss = gradients.add(c.sample(i));
+          if (!given) losses.push_back(loss);
+        }
+        tell_losses(losses);
+        for (std::size_t i = shapes.size(); i-- > 0;) {
+          std::vector<float> whole;  // without gaps
+          const auto sums = gradients.sums(i);
+          for (int r = 0; r < sums.rows(); ++r)
+            whole.insert(whole.end(), sums.row(r), sums.row(r) + sums.cols());
+          tell_sums(i, {whole.data(), sums.rows(), sums.cols()});
+          progress(static_cast<std::int64_t>(shapes.size() - i),
+                   static_cast<std::int64_t>(shapes.size()));
+        }
+      },
+      options);
+}
+
 llama::sensitivity_run_options overwriting() {
   llama::sensitivity_run_options o;
   o.overwrite = true;
@@ -413,4 +440,29 @@ TEST_CASE("a loss that is no number ends the run with the sample's number") {
   CHECK(thrown.names((folder / "s").string()));
   CHECK(thrown.names("sample 2: expected a finite loss, found nan"));
   CHECK(names_in(folder.path()) == std::vector<std::string>{"s.progress"});
+}
+
+TEST_CASE("all samples at once give the file of one after another, byte for byte") {
+  const support::temporary_folder folder;
+  const double loss = run(folder / "one").result.mean_loss;
+  interrupt(folder / "s", 3);  // whose unfinished work is of no use any more
+  const llama::sensitivity_result result = run_at_once(folder / "s");
+  CHECK(!result.reused);
+  CHECK(result.mean_loss == loss);
+  CHECK(read_all(folder / "s") == read_all(folder / "one"));
+  CHECK(names_in(folder.path()) == std::vector<std::string>{"one", "s"});
+  CHECK(run_at_once(folder / "s").reused);
+}
+
+TEST_CASE("all samples at once leave nothing when they end early") {
+  const support::temporary_folder folder;
+  const auto thrown = error_of([&] {
+    run_at_once(folder / "s", {1, std::numeric_limits<double>::infinity()});
+  });
+  CHECK(thrown.names((folder / "s").string()));
+  CHECK(thrown.names("sample 1: expected a finite loss, found inf"));
+  llama::sensitivity_run_options options;
+  options.progress = [](int, int, int, double) { throw stop(); };
+  CHECK_THROWS_AS(run_at_once(folder / "s", {}, options), stop);
+  CHECK(names_in(folder.path()).empty());
 }

@@ -96,6 +96,26 @@ class safetensors_writer {
     written_[i] = tensors_[i].bytes();
   }
 
+  /// Writes the header anew, with the metadata of another plan: for what is known only when the
+  /// tensors are written.
+  /// @throws error(invalid_argument) unless its tensors are the same and its header has the same
+  /// number of bytes
+  void rewrite_header(const safetensors_plan& plan) {
+    const std::string header = plan.header();
+    const std::vector<tensor_info> tensors = plan.layout();
+    bool same = header.size() == header_.size() && tensors.size() == tensors_.size();
+    for (std::size_t i = 0; same && i < tensors.size(); ++i)
+      same = tensors[i].name == tensors_[i].name && tensors[i].type == tensors_[i].type &&
+             tensors[i].shape == tensors_[i].shape;
+    if (!same)
+      throw error(status::invalid_argument,
+                  partial_.string() + ": expected a header of the same tensors and " +
+                      std::to_string(header_.size()) + " bytes, found one of " +
+                      std::to_string(header.size()) + " bytes");
+    detail::write_all(file_, partial_, header.data(), header.size(), 0);
+    header_ = header;
+  }
+
   /// Returns when all bytes so far are on disk.
   void sync() { detail::sync_data(file_, partial_); }
 
