@@ -52,6 +52,13 @@ set(BL_CORE_HEADERS
   include/bitladder/quantize/sorted_row.hpp
   include/bitladder/quantize/upscale.hpp
   include/bitladder/quantize/weighted_kmeans.hpp
+  include/bitladder/schedule/any.hpp
+  include/bitladder/schedule/bit_log.hpp
+  include/bitladder/schedule/confidence.hpp
+  include/bitladder/schedule/observation.hpp
+  include/bitladder/schedule/parse.hpp
+  include/bitladder/schedule/progressive.hpp
+  include/bitladder/schedule/random_switch.hpp
 )
 
 set(BL_IO_HEADERS

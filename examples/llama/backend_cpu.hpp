@@ -53,6 +53,7 @@ class cpu_backend {
  public:
   using buffer = cpu_buffer;
   using cache = kv_cache;
+  using kv_view = kv_layer;  ///< what schedules see of it
 
   /// @param pool shared with the caller, or null to use the calling thread alone
   /// @param order of the sums in linear layers

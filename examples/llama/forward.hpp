@@ -42,6 +42,8 @@ class session {
   /// Tokens seen.
   int length() const { return cache_.length(); }
   int capacity() const { return cache_.capacity(); }
+  /// Keys and values of the last layer, of all tokens seen by the time that it is read.
+  typename Backend::kv_view last_layer() const { return {cache_, model().config().layers - 1}; }
   /// Forgets the tokens from `length` on.
   void truncate(int length) { cache_.truncate(length); }
 

@@ -6,6 +6,9 @@
 
 #include <bitladder/core/parallel.hpp>
 #include <bitladder/core/status.hpp>
+#include <bitladder/schedule/any.hpp>
+#include <bitladder/schedule/bit_log.hpp>
+#include <bitladder/schedule/observation.hpp>
 
 #include <llama/backend_cpu.hpp>
 #include <llama/forward.hpp>
@@ -14,30 +17,18 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <functional>
 #include <string>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 namespace llama {
 
-/// Precision of every forward pass: a number, or a function of the step. Step 0 reads the prompt,
-/// step i reads the i-th new token.
-class precision_plan {
- public:
-  precision_plan(int bits) : bits_([bits](int) { return bits; }) {}
-  /// @tparam F int(int step)
-  template <class F, std::enable_if_t<std::is_invocable_r<int, F, int>::value &&
-                                          !std::is_same<std::decay_t<F>, precision_plan>::value,
-                                      int> = 0>
-  precision_plan(F&& bits_of_step) : bits_(std::forward<F>(bits_of_step)) {}
-  int operator()(int step) const { return bits_(step); }
-
- private:
-  std::function<int(int)> bits_;
-};
+/// Precision of every forward pass: a number, a function of the step, or a schedule. Step 0 reads
+/// the prompt, step i reads the i-th new token.
+using precision_plan = bitladder::schedule::any;
 
 /// When to stop, and how to choose.
 struct generate_options {
@@ -69,7 +60,7 @@ struct generation {
   std::vector<int> tokens;  ///< new ones only
   std::string text;         ///< theirs, if a tokenizer was given
   stop_reason reason = stop_reason::max_new_tokens;
-  std::vector<int> bits;  ///< precision of each step run; the first is the prompt's
+  std::vector<int> bits;  ///< precision of each step run; the first is the prompt's, 0 unquantized
   double prompt_seconds = 0;
   double decode_seconds = 0;
 
@@ -78,12 +69,24 @@ struct generation {
     const double steps = static_cast<double>(bits.size()) - 1;
     return steps > 0 && decode_seconds > 0 ? steps / decode_seconds : 0;
   }
+  /// Mean precision of all steps, the prompt's among them.
+  double average_bits() const { return bitladder::schedule::average_bits(bits); }
 };
+
+/// The softmax's largest value; NaN if there is none.
+inline float top_probability(bitladder::vector_view<const float> logits) {
+  float top = logits[0];
+  for (float x : logits) top = std::max(top, x);
+  double sum = 0;
+  for (float x : logits) sum += std::exp(static_cast<double>(x) - static_cast<double>(top));
+  return static_cast<float>(1 / sum);
+}
 
 /// Continues `prompt` in `s`, after whatever the session has seen.
 /// @param on_token called with each new token; false stops
+/// @param plan a copy of it is asked, so that every text has a fresh one
 /// @throws bitladder::error if the prompt is empty or has no room, or a plan's precision is not
-/// there
+/// there: one that the plan lists before anything is run
 template <class Backend>
 generation generate(session<Backend>& s, bitladder::vector_view<const int> prompt,
                     const precision_plan& plan, const generate_options& options = {},
@@ -100,9 +103,21 @@ generation generate(session<Backend>& s, bitladder::vector_view<const int> promp
   generation out;
   const std::vector<int>& ends = s.model().config().eos;
 
+  precision_plan own = plan;
+  for (int bits : own.precisions()) static_cast<void>(s.model().checked_precision(bits));
+  bitladder::schedule::observation seen;
+  const typename Backend::kv_view last_layer = s.last_layer();
+  seen.last_layer = &last_layer;
+  const auto next_bits = [&](float probability) {
+    seen.step = static_cast<int>(out.bits.size());
+    seen.bits = out.bits.empty() ? 0 : out.bits.back();
+    seen.top_probability = probability;
+    out.bits.push_back(s.model().checked_precision(own(seen)));
+    return out.bits.back();
+  };
+
   const auto start = clock::now();
-  out.bits.push_back(s.model().checked_precision(plan(0)));
-  s.forward(prompt, out.bits.back());
+  s.forward(prompt, next_bits(-1.f));
   out.prompt_seconds = seconds_since(start);
 
   const auto decode_start = clock::now();
@@ -112,15 +127,16 @@ generation generate(session<Backend>& s, bitladder::vector_view<const int> promp
     return out;
   };
   while (static_cast<int>(out.tokens.size()) < options.max_new_tokens) {
-    const int token = choose(s.last_logits());
+    const auto logits = s.last_logits();
+    const float probability = own.needs_probability() ? top_probability(logits) : -1.f;
+    const int token = choose(logits);
     if (options.stop_at_end_token && std::find(ends.begin(), ends.end(), token) != ends.end())
       return finish(stop_reason::end_token);
     out.tokens.push_back(token);
     if (on_token && !on_token(token)) return finish(stop_reason::caller);
     if (static_cast<int>(out.tokens.size()) == options.max_new_tokens) break;
     if (s.length() == s.capacity()) return finish(stop_reason::context_full);
-    out.bits.push_back(s.model().checked_precision(plan(static_cast<int>(out.tokens.size()))));
-    s.forward({&token, 1}, out.bits.back());
+    s.forward({&token, 1}, next_bits(probability));
   }
   return finish(stop_reason::max_new_tokens);
 }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <bitladder/core/status.hpp>
+#include <bitladder/schedule/observation.hpp>
 
 #include <llama/config.hpp>
 
@@ -104,6 +105,40 @@ class kv_cache {
   int head_dim_;
   int length_ = 0;
   std::vector<std::vector<std::vector<float>>> layers_;
+};
+
+/// A layer of a cache, as schedules see it. Refers to the cache.
+class kv_layer final : public bitladder::schedule::kv_reader {
+ public:
+  kv_layer(const kv_cache& cache, int layer) : cache_(&cache), layer_(layer) {}
+
+  int tokens() const override { return cache_->length(); }
+  int kv_heads() const override { return cache_->kv_heads(); }
+  int head_dim() const override { return cache_->head_dim(); }
+  /// @throws bitladder::error for a head or tokens that are not there
+  void read(int head, int first, int count, float* keys, float* values) const override {
+    if (head < 0 || head >= kv_heads() || first < 0 || count < 0 || first > tokens() - count)
+      throw bitladder::error(
+          bitladder::status::invalid_argument,
+          "kv cache: expected one of " + std::to_string(kv_heads()) + " heads and tokens of " +
+              std::to_string(tokens()) + ", found head " + std::to_string(head) + " and " +
+              std::to_string(count) + " tokens from " + std::to_string(first) + " on");
+    const int dim = head_dim();
+    for (int t = first; t < first + count; ++t) {
+      const int page = t / kv_cache::page_positions, slot = t % kv_cache::page_positions;
+      const float* k = cache_->keys(layer_, page, head) + slot;
+      const float* v = cache_->values(layer_, page, head) +
+                       static_cast<std::size_t>(slot) * static_cast<std::size_t>(dim);
+      for (int d = 0; d < dim; ++d) {
+        *keys++ = k[d * kv_cache::page_positions];
+        *values++ = v[d];
+      }
+    }
+  }
+
+ private:
+  const kv_cache* cache_;
+  int layer_;
 };
 
 }  // namespace llama

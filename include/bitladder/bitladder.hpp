@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Everything that needs neither CUDA nor JSON: core, quantizer and CPU kernels. For users; the
-// library's own headers include what they use, and bitladder::io is included by name.
+// Everything that needs neither CUDA nor JSON: core, quantizer, CPU kernels and schedules. For
+// users; the library's own headers include what they use, and bitladder::io is included by name.
 #pragma once
 
 #include <bitladder/config.hpp>
@@ -19,4 +19,10 @@
 #include <bitladder/quantize/outliers.hpp>
 #include <bitladder/quantize/quantize.hpp>
 #include <bitladder/quantize/refit_ladder.hpp>
+#include <bitladder/schedule/any.hpp>
+#include <bitladder/schedule/bit_log.hpp>
+#include <bitladder/schedule/confidence.hpp>
+#include <bitladder/schedule/parse.hpp>
+#include <bitladder/schedule/progressive.hpp>
+#include <bitladder/schedule/random_switch.hpp>
 #include <bitladder/version.hpp>

@@ -121,6 +121,19 @@ TEST_CASE("a seed gives the same text again, with any number of threads") {
   CHECK(tool("generate " + small + " -n 4 --prompt Once").status == 0);
 }
 
+TEST_CASE("a schedule changes the precision while a text grows") {
+  const fs::path json = work() / "schedule.json";
+  const std::string run = "generate " + checkpoint() + " -n 6 --ignore-end --prompt 'It was' ";
+  const outcome o = tool(run + "--schedule 8/4,2@3 --json " + json.string());
+  CHECK_MESSAGE(o.status == 0, o.text);
+  CHECK(contains(o.text, "8 bits 1 times, 4 bits 2 times, 2 bits 3 times, 3.67 in the mean"));
+  const auto rows = rows_of(json);
+  REQUIRE(rows.size() == 1);
+  CHECK(rows[0]["bits_of_steps"] == std::vector<int>{8, 4, 4, 2, 2, 2});
+  CHECK(rows[0]["average_bits"].get<double>() == doctest::Approx(22.0 / 6));
+  CHECK(tool(run + "-q --schedule 3").text == tool(run + "-q -b 3").text);
+}
+
 TEST_CASE("a GGUF file is run, measured and quantized as a folder is") {
   const fs::path text = work() / "ab.txt";
   {
@@ -263,6 +276,9 @@ TEST_CASE("what cannot be done is said with file, expected and found, and exit s
   fails("generate " + checkpoint() + " -b 1 --prompt x",
         {checkpoint(), "1 bits", "2 bits", "8 bits"});
   fails("generate " + checkpoint() + " -b 0 --prompt x", {checkpoint(), "unquantized"});
+  fails("generate " + checkpoint() + " --schedule 8/4,3 --prompt x",
+        {"schedule \"8/4,3\"", "expected BITS@STEP"});
+  fails("generate " + checkpoint() + " --schedule 16/4 --prompt x", {checkpoint(), "unquantized"});
   fails("perplexity " + checkpoint() + " --text " + held_out + " -b 0", {"--unquantized"});
   std::ofstream(work() / "short.txt") << "too short";
   fails("perplexity " + checkpoint() + " --text " + (work() / "short.txt").string(),

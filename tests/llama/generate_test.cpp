@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT
 // Continuations against Hugging Face transformers, and the rules of stopping. Seeds: 61 and on.
+#include <bitladder/schedule/progressive.hpp>
+
 #include "model_folder.hpp"
 #include <llama/generate.hpp>
 
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <cstddef>
 #include <string>
 #include <vector>
@@ -142,6 +145,82 @@ TEST_CASE("a plan names the precision of the prompt and of each step") {
   }
   cpu_session t(backend);
   CHECK_THROWS_AS(llama::generate(t, prompt, 5, options(3)), bitladder::error);
+}
+
+TEST_CASE("a schedule sees how sure the model is, and the last layer's keys and values") {
+  const support::temporary_folder folder;
+  support::write_quantized(stored_model::read(support::golden_folder("gqa_tied_f32")),
+                           folder.path() / "q", 2, 4, 1, 63);
+  const llama::model m = llama::load(folder.path() / "q");
+  llama::cpu_backend backend(m);
+  const std::vector<int> prompt = {5, 9, 33, 2};
+  std::vector<bitladder::schedule::observation> seen;
+  std::vector<int> lengths;
+  std::vector<float> keys, values;
+  const int last = m.config().layers - 1, dim = m.config().head_dim;
+  const auto plan = [&](const bitladder::schedule::observation& o) {
+    seen.push_back(o);
+    lengths.push_back(o.last_layer->tokens());
+    if (o.step == 2) {
+      keys.resize(static_cast<std::size_t>(3 * dim));
+      values.resize(keys.size());
+      o.last_layer->read(1, 2, 3, keys.data(), values.data());
+      CHECK_THROWS_AS(o.last_layer->read(0, 3, 3, keys.data(), values.data()), bitladder::error);
+      CHECK_THROWS_AS(o.last_layer->read(m.config().kv_heads, 0, 1, keys.data(), values.data()),
+                      bitladder::error);
+    }
+    return o.step % 2 == 0 ? 4 : 2;
+  };
+  cpu_session s(backend);
+  const llama::generation out = llama::generate(s, prompt, plan, options(4));
+  CHECK(out.bits == std::vector<int>{4, 2, 4, 2});
+  CHECK(out.average_bits() == 3);
+  CHECK(lengths == std::vector<int>{0, 4, 5, 6});
+
+  // The same by hand.
+  cpu_session by_hand(backend);
+  by_hand.forward(prompt, 4);
+  for (std::size_t i = 1; i < seen.size(); ++i) {
+    CHECK(seen[i].step == static_cast<int>(i));
+    CHECK(seen[i].bits == out.bits[i - 1]);
+    const auto logits = by_hand.last_logits();
+    double sum = 0;
+    const double top = static_cast<double>(logits[static_cast<std::size_t>(out.tokens[i - 1])]);
+    for (float x : logits) sum += std::exp(static_cast<double>(x) - top);
+    CHECK(static_cast<double>(seen[i].top_probability) == doctest::Approx(1 / sum).epsilon(1e-6));
+    by_hand.forward({&out.tokens[i - 1], 1}, out.bits[i]);
+  }
+  CHECK(seen[0].top_probability < 0.f);
+  // Tokens 2 to 4 of head 1: twice of the prompt, once at 2 bits.
+  llama::kv_cache cache(m.config());
+  const llama::kv_layer layer = by_hand.last_layer();
+  std::vector<float> again_keys(keys.size()), again_values(values.size());
+  layer.read(1, 2, 3, again_keys.data(), again_values.data());
+  CHECK(again_keys == keys);
+  CHECK(again_values == values);
+  std::vector<float> k(static_cast<std::size_t>(m.config().kv_heads * dim)), v(k.size());
+  for (std::size_t i = 0; i < k.size(); ++i) {
+    k[i] = static_cast<float>(i);
+    v[i] = -static_cast<float>(i);
+  }
+  cache.reserve(1);
+  cache.store(last, 0, k.data(), v.data());
+  cache.advance(1);
+  llama::kv_layer(cache, last).read(1, 0, 1, keys.data(), values.data());
+  for (int d = 0; d < dim; ++d) {
+    CHECK(keys[static_cast<std::size_t>(d)] == static_cast<float>(dim + d));
+    CHECK(values[static_cast<std::size_t>(d)] == -static_cast<float>(dim + d));
+  }
+}
+
+TEST_CASE(
+    "a precision that a schedule lists and the model has not is refused before anything runs") {
+  golden g("gqa_tied_f32");
+  cpu_session s(g.backend);
+  CHECK_THROWS_AS(
+      llama::generate(s, g.ids, bitladder::schedule::progressive({{1, 16}, {2, 4}}), options(3)),
+      bitladder::error);
+  CHECK(s.length() == 0);
 }
 
 TEST_CASE("sampling repeats with its seed") {
