@@ -139,8 +139,12 @@ set(BL_CUDA_HEADERS
   include/bitladder/kernels/cuda/policy.cuh
   include/bitladder/kernels/cuda/repack.cuh
   include/bitladder/quantize/cuda/detail/border_search.cuh
+  include/bitladder/quantize/cuda/detail/card_outliers.cuh
   include/bitladder/quantize/cuda/detail/ladder_tables.cuh
+  include/bitladder/quantize/cuda/detail/outlier_kernels.cuh
   include/bitladder/quantize/cuda/detail/pack_codes_kernel.cuh
+  include/bitladder/quantize/cuda/detail/page_locked.cuh
+  include/bitladder/quantize/cuda/detail/quantize_batch.cuh
   include/bitladder/quantize/cuda/detail/row_ladder_kernel.cuh
   include/bitladder/quantize/cuda/detail/row_points.cuh
   include/bitladder/quantize/cuda/detail/sorted_rows.cuh

@@ -10,6 +10,7 @@
 
 #include <cli/calibration_arguments.hpp>
 #include <cli/commands.hpp>
+#include <cli/device.hpp>
 #include <cli/progress.hpp>
 #include <cli/table.hpp>
 
@@ -32,6 +33,7 @@ constexpr double sensitive_share = 0.05;
 
 struct quantize_arguments {
   std::string source, out, sensitivities, modules, method = "exact", rest = "keep", json;
+  std::string device = "cpu";
   llama::quantize_model_options options;
   calibration_arguments calibration;
   double outliers = 0;
@@ -71,6 +73,7 @@ void measure_sensitivities(quantize_arguments& a, bitladder::thread_pool& pool) 
   std::unique_ptr<progress> bar;
   llama::model_sensitivities_options options = a.calibration.options(
       a.options.modules, a.options.kmeans.random_state, a.options.overwrite, a.quiet, bar);
+  options.at_once = measure_on(a.device);
   options.check = [&a](const llama::sensitivity_shape& weight) {
     bitladder::validate(a.options.kmeans, weight.cols);
   };
@@ -95,6 +98,7 @@ void run(quantize_arguments& a) {
                    : a.rest == "bf16" ? llama::rest_type::bf16
                                       : llama::rest_type::keep;
   if (!a.modules.empty()) a.options.modules = llama::read_module_list(a.modules);
+  a.options.on = quantize_on(a.device, a.threads);
   bitladder::thread_pool pool(a.threads);
   const auto start = std::chrono::steady_clock::now();
   if (a.calibration.given()) measure_sensitivities(a, pool);
@@ -142,6 +146,7 @@ void add_quantize(CLI::App& app) {
       "  bitladder quantize MODEL -o OUT --seed-bits 4 --min-bits 3 --sensitivities "
       "grads.safetensors\n"
       "  bitladder quantize MODEL -o OUT --outliers 0.45 --sensitivities grads.safetensors\n"
+      "  bitladder quantize MODEL -o OUT --device cuda --sensitivities grads.safetensors\n"
       "  bitladder quantize MODEL -o OUT --text books/    measures sensitivities first and keeps "
       "them in\n"
       "      OUT.sensitivities.safetensors, where a rerun finds them");
@@ -204,6 +209,10 @@ void add_quantize(CLI::App& app) {
   c->add_option("--random-state", k.random_state,
                 "Seed of the draws of calibration text, and of the published method")
       ->capture_default_str();
+  add_device(
+      *c, a->device,
+      "cpu, or cuda: every card that CUDA_VISIBLE_DEVICES leaves, for sensitivities of --text "
+      "the first. An interrupted run goes on where it began, not on the other");
   c->add_option("--threads", a->threads, "Threads; 0 takes all. The result does not depend on it")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // A whole model into one checkpoint that serves every precision: linear by linear, so that memory
-// holds two of them and never the model, and resumable, so that an interrupted run ends with the
-// same bytes. What is not a linear of a layer (embeddings, norms, biases, head) stays as it was, as
-// do linears that are not asked for.
+// holds a few of them and never the model, and resumable, so that an interrupted run ends with the
+// same bytes. On the CPU, or where linear_quantizer.hpp's workers are. What is not a linear of a
+// layer (embeddings, norms, biases, head) stays as it was, as do linears that are not asked for.
 // Tested by tests/llama/quantize_model_test.cpp.
 #pragma once
 
@@ -21,6 +21,7 @@
 #include <llama/error_log.hpp>
 #include <llama/family.hpp>
 #include <llama/float_tensors.hpp>
+#include <llama/linear_quantizer.hpp>
 #include <llama/model.hpp>
 #include <llama/module_list.hpp>
 #include <llama/rest_type.hpp>
@@ -49,9 +50,11 @@ struct quantize_model_options {
   rest_type rest = rest_type::keep;  ///< the type of matrices that are not quantized
   bool overwrite =
       false;  ///< replace a checkpoint that is there, or unfinished work of other options
+  linear_quantizers on;  ///< what quantizes; the CPU unless told
 };
 
-/// Told after each linear. `resumed` counts the weights that an earlier run had done.
+/// Told after each linear, in the thread of the caller. `resumed` counts the weights that an
+/// earlier run had done.
 using quantize_progress = std::function<void(const std::string& linear, std::int64_t weights_done,
                                              std::int64_t resumed, std::int64_t weights_in_all)>;
 
@@ -95,7 +98,7 @@ inline const bitladder::tensor_info& matching_sensitivity(const float_tensors& s
 
 /// Names everything that the checkpoint's bytes depend on.
 inline std::string fingerprint(const float_tensors& source, const float_tensors* sensitivities,
-                               const bitladder::kmeans_options& o) {
+                               const bitladder::kmeans_options& o, const std::string& device) {
   const std::string outliers =
       o.outliers.any()
           ? ", outliers " + std::to_string(o.outliers.sensitive) + " + " +
@@ -108,51 +111,121 @@ inline std::string fingerprint(const float_tensors& source, const float_tensors*
          std::to_string(o.max_bits) + ", seed " + std::to_string(o.seed_bits) + ", groups " +
          std::to_string(o.groups) + ", method " + bitladder::to_string(o.method) + ", lookahead " +
          std::to_string(o.lookahead) + ", random state " + std::to_string(o.random_state) +
-         outliers + ", source " + std::to_string(bitladder::checksum(text.data(), text.size()));
+         outliers + (device.empty() ? "" : ", on " + device) + ", source " +
+         std::to_string(bitladder::checksum(text.data(), text.size()));
 }
+
+/// A linear's numbers, in place where the file has them as they are wanted, else copied.
+class loaded_linear {
+ public:
+  loaded_linear(const float_tensors& source, const float_tensors* sensitivities,
+                const source_linear& l)
+      : data_{l.weight->type, source.bytes(*l.weight, weights_), l.rows, l.cols,
+              bitladder::sensitivity::uniform(l.rows, l.cols)} {
+    if (l.sensitivity == nullptr) return;
+    const float* values = nullptr;
+    if (l.sensitivity->type == bitladder::dtype::f32) {
+      values = reinterpret_cast<const float*>(sensitivities->bytes(*l.sensitivity, copy_));
+    } else {
+      values_.resize(static_cast<std::size_t>(l.weights()));
+      sensitivities->read_as_float(*l.sensitivity, values_.data());
+      values = values_.data();
+    }
+    data_.sensitivity = bitladder::sensitivity::from_values({values, l.rows, l.cols});
+  }
+  loaded_linear(const loaded_linear&) = delete;
+  loaded_linear& operator=(const loaded_linear&) = delete;
+
+  const linear_data& data() const { return data_; }
+
+ private:
+  std::vector<std::byte> weights_, copy_;
+  std::vector<float> values_;
+  linear_data data_;
+};
 
 template <class T>
-bitladder::quantized_matrix quantize_as(const float_tensors& source, const source_linear& l,
-                                        const bitladder::sensitivity& sensitivity,
+bitladder::quantized_matrix quantize_as(const linear_data& l,
                                         const bitladder::kmeans_options& options,
                                         bitladder::thread_pool* pool) {
-  std::vector<std::byte> copy;
-  const bitladder::matrix_view<const T> w(reinterpret_cast<const T*>(source.bytes(*l.weight, copy)),
-                                          l.rows, l.cols);
-  return bitladder::quantize(w, sensitivity, options, pool);
+  const bitladder::matrix_view<const T> w(reinterpret_cast<const T*>(l.elements), l.rows, l.cols);
+  return bitladder::quantize(w, l.sensitivity, options, pool);
 }
 
-inline bitladder::quantized_matrix quantize_linear(const float_tensors& source,
-                                                   const float_tensors* sensitivities,
-                                                   const source_linear& l,
-                                                   const bitladder::kmeans_options& options,
-                                                   bitladder::thread_pool* pool) {
-  std::vector<float> values;
-  bitladder::sensitivity sensitivity = bitladder::sensitivity::uniform(l.rows, l.cols);
-  if (l.sensitivity != nullptr) {
-    values.resize(static_cast<std::size_t>(l.weights()));
-    sensitivities->read_as_float(*l.sensitivity, values.data());
-    sensitivity = bitladder::sensitivity::from_values({values.data(), l.rows, l.cols});
-  }
-  try {
-    switch (l.weight->type) {
-      case bitladder::dtype::f16:
-        return quantize_as<bitladder::fp16_t>(source, l, sensitivity, options, pool);
-      case bitladder::dtype::bf16:
-        return quantize_as<bitladder::bf16_t>(source, l, sensitivity, options, pool);
-      default: return quantize_as<float>(source, l, sensitivity, options, pool);
+/// A model's linears on their way to the checkpoint.
+struct quantize_run {
+  const float_tensors& source;
+  const float_tensors* sensitivities;  ///< null for uniform
+  const quantize_model_options& options;
+  bitladder::thread_pool* pool;
+  bitladder::checkpoint_writer& writer;
+  error_log& log;
+  std::vector<const source_linear*> pending;
+  std::function<void(const source_linear&)> told;  ///< of each that is done
+
+  /// Calls `use(linear_data)`, puts the tensor's name before errors, and lets its pages go.
+  template <class Use>
+  void load(const source_linear& l, const Use& use) const {
+    try {
+      use(loaded_linear(source, sensitivities, l).data());
+    } catch (const bitladder::error& e) {
+      throw bitladder::error(e.code(),
+                             source.path() + ": tensor \"" + l.weight->name + "\": " + e.what());
     }
-  } catch (const bitladder::error& e) {
-    throw bitladder::error(e.code(),
-                           source.path() + ": tensor \"" + l.weight->name + "\": " + e.what());
+    source.release(*l.weight);
+    if (l.sensitivity != nullptr) sensitivities->release(*l.sensitivity);
   }
-}
+};
 
 inline linear_errors errors_of(const source_linear& l, const bitladder::quantize_report& report) {
   linear_errors e{l.name, l.rows, l.cols, {}};
   for (int b = report.min_bits; b <= report.max_bits; ++b)
     e.relative_error[b] = report.relative_error(b);
   return e;
+}
+
+/// One linear is packed and written while the next is clustered.
+inline void quantize_on_cpu(const quantize_run& run) {
+  std::future<void> writing;
+  for (const source_linear* l : run.pending) {
+    auto q = std::make_shared<bitladder::quantized_matrix>();
+    run.load(*l, [&](const linear_data& data) {
+      const bitladder::kmeans_options& options = run.options.kmeans;
+      switch (data.type) {
+        case bitladder::dtype::f16:
+          *q = quantize_as<bitladder::fp16_t>(data, options, run.pool);
+          break;
+        case bitladder::dtype::bf16:
+          *q = quantize_as<bitladder::bf16_t>(data, options, run.pool);
+          break;
+        default: *q = quantize_as<float>(data, options, run.pool);
+      }
+    });
+    if (writing.valid()) writing.get();
+    writing = std::async(std::launch::async, [&run, l, q] {
+      run.log.add(errors_of(*l, q->report()));
+      run.writer.write_linear(l->name, bitladder::pack(q->codes(), q->max_bits()).view(),
+                              q->codebooks(), q->outliers().view());
+    });
+    run.told(*l);
+  }
+  if (writing.valid()) writing.get();
+}
+
+/// Workers quantize and pack while this thread writes.
+inline void quantize_elsewhere(const quantize_run& run) {
+  linear_pipeline::run(
+      run.options.on, run.pending.size(),
+      [&run](linear_quantizer& by, std::size_t i, packed_linear& to) {
+        run.load(*run.pending[i],
+                 [&](const linear_data& data) { by.quantize(data, run.options.kmeans, to); });
+      },
+      [&run](std::size_t i, const packed_linear& made) {
+        const source_linear& l = *run.pending[i];
+        run.log.add(errors_of(l, made.report));
+        run.writer.write_linear(l.name, made.planes(), made.codebooks, made.outliers.view());
+        run.told(l);
+      });
 }
 
 inline std::string read_text(const std::filesystem::path& path) {
@@ -184,6 +257,10 @@ inline std::vector<linear_errors> quantize_model(const std::filesystem::path& so
                                                  const quantize_model_options& options,
                                                  bitladder::thread_pool* pool,
                                                  const quantize_progress& progress = {}) {
+  if (options.on.count > 0 && options.kmeans.method != bitladder::quantize_method::exact)
+    throw bitladder::error(bitladder::status::invalid_argument,
+                           "quantize on " + options.on.device + ": expected method exact, found " +
+                               bitladder::to_string(options.kmeans.method));
   const float_tensors tensors(source);
   const config shape = tensors.gguf() != nullptr ? tensors.gguf_config()  // checked already
                                                  : detail::checked_folder(source);
@@ -229,7 +306,8 @@ inline std::vector<linear_errors> quantize_model(const std::filesystem::path& so
       plan.tensors.push_back({t.name, rest_dtype(tensors, t, options.rest), t.shape});
 
   bitladder::checkpoint_writer writer(
-      out, plan, detail::fingerprint(tensors, sensitivities.get(), options.kmeans),
+      out, plan,
+      detail::fingerprint(tensors, sensitivities.get(), options.kmeans, options.on.device),
       {options.overwrite});
   error_log log(out, writer.parts_done() > 0);
 
@@ -243,33 +321,24 @@ inline std::vector<linear_errors> quantize_model(const std::filesystem::path& so
     tensors.release(from);
   }
 
-  std::vector<const detail::source_linear*> pending;
-  std::int64_t done = 0;
+  std::int64_t done = 0, resumed = 0;
+  detail::quantize_run run{tensors, sensitivities.get(), options, pool, writer, log, {}, {}};
+  run.told = [&](const detail::source_linear& l) {
+    done += l.weights();
+    if (progress) progress(l.name, done, resumed, weights_in_all);
+  };
   for (const detail::source_linear& l : linears) {
     if (writer.done(l.name) && log.has(l.name))
       done += l.weights();
     else
-      pending.push_back(&l);
+      run.pending.push_back(&l);
   }
-  const std::int64_t resumed = done;
+  resumed = done;
   if (progress) progress("", done, resumed, weights_in_all);
-  // One linear is packed and written while the next is clustered.
-  std::future<void> writing;
-  for (const detail::source_linear* l : pending) {
-    auto q = std::make_shared<bitladder::quantized_matrix>(
-        detail::quantize_linear(tensors, sensitivities.get(), *l, options.kmeans, pool));
-    tensors.release(*l->weight);
-    if (l->sensitivity != nullptr) sensitivities->release(*l->sensitivity);
-    if (writing.valid()) writing.get();
-    writing = std::async(std::launch::async, [&writer, &log, l, q] {
-      log.add(detail::errors_of(*l, q->report()));
-      writer.write_linear(l->name, bitladder::pack(q->codes(), q->max_bits()).view(),
-                          q->codebooks(), q->outliers().view());
-    });
-    done += l->weights();
-    if (progress) progress(l->name, done, resumed, weights_in_all);
-  }
-  if (writing.valid()) writing.get();
+  if (options.on.count > 0)
+    detail::quantize_elsewhere(run);
+  else
+    detail::quantize_on_cpu(run);
 
   const std::vector<linear_errors> errors = log.ordered(names);
   std::vector<std::filesystem::path> files;

@@ -12,14 +12,20 @@
 #include <doctest/doctest.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <iterator>
 #include <map>
+#include <memory>
 #include <string>
 #include <sys/wait.h>
+#include <thread>
+#include <utility>
 #include <vector>
 
 namespace fs = std::filesystem;
@@ -51,6 +57,41 @@ void write_sensitivities(const support::stored_model& m, const fs::path& file) {
   auto out = bitladder::safetensors_writer::create(file, plan);
   for (const auto& [name, v] : values) out.write(name, v.data(), v.size() * sizeof(float));
   out.commit();
+}
+
+/// Does on the CPU what a card does elsewhere.
+class stand_in final : public llama::linear_quantizer {
+ public:
+  explicit stand_in(std::function<void()> before) : before_(std::move(before)) {}
+  void quantize(const llama::linear_data& from, const bitladder::kmeans_options& options,
+                llama::packed_linear& to) override {
+    before_();
+    switch (from.type) {
+      case bitladder::dtype::f16: return quantize_as<bitladder::fp16_t>(from, options, to);
+      case bitladder::dtype::bf16: return quantize_as<bitladder::bf16_t>(from, options, to);
+      default: return quantize_as<float>(from, options, to);
+    }
+  }
+
+ private:
+  template <class T>
+  static void quantize_as(const llama::linear_data& from, const bitladder::kmeans_options& options,
+                          llama::packed_linear& to) {
+    const bitladder::matrix_view<const T> w(reinterpret_cast<const T*>(from.elements), from.rows,
+                                            from.cols);
+    const auto q = bitladder::quantize(w, from.sensitivity, options);
+    const auto planes = bitladder::pack(q.codes(), q.max_bits());
+    std::copy_n(planes.data(), planes.layout().total_words(), to.resize(planes.layout()));
+    to.codebooks = q.codebooks();
+    to.outliers = q.outliers();
+    to.report = q.report();
+  }
+
+  std::function<void()> before_;
+};
+
+llama::linear_quantizers stand_ins(int count, const std::function<void()>& before) {
+  return {"stand-ins", count, [before](int) { return std::make_unique<stand_in>(before); }};
 }
 
 }  // namespace
@@ -107,6 +148,99 @@ TEST_CASE("the bytes do not depend on the number of threads") {
     llama::quantize_model(source, out, {}, &pool);
     CHECK(support::read_folder(out) == support::read_folder(folder.path() / "alone"));
   }
+}
+
+TEST_CASE("workers elsewhere write the checkpoint of the CPU, however many they are") {
+  for (const char* const name : {"gqa_tied_f32", "mha_untied_f16", "linear_bias_bf16"}) {
+    const support::temporary_folder folder;
+    const fs::path source = support::golden_folder(name);
+    llama::quantize_model_options options;
+    options.sensitivities = folder.path() / "s.safetensors";
+    write_sensitivities(support::stored_model::read(source), options.sensitivities);
+    options.kmeans.outliers = {0.5, 2};
+    const auto errors = llama::quantize_model(source, folder.path() / "cpu", options, nullptr);
+    for (const int workers : {1, 2, 5}) {
+      CAPTURE(workers);
+      const fs::path out = folder.path() / std::to_string(workers);
+      options.on = stand_ins(workers, [] {});
+      const std::thread::id here = std::this_thread::get_id();
+      std::int64_t last = -1;
+      const auto found = llama::quantize_model(
+          source, out, options, nullptr,
+          [&](const std::string&, std::int64_t done, std::int64_t, std::int64_t all) {
+            CHECK(std::this_thread::get_id() == here);
+            CHECK(done > last);
+            CHECK(done <= all);
+            last = done;
+          });
+      REQUIRE(found.size() == errors.size());
+      for (std::size_t i = 0; i < errors.size(); ++i) {
+        CHECK(found[i].name == errors[i].name);
+        CHECK(found[i].relative_error == errors[i].relative_error);
+      }
+      CHECK(support::read_folder(out) == support::read_folder(folder.path() / "cpu"));
+    }
+  }
+}
+
+TEST_CASE("a worker that fails is told of, and what was done before is not done again") {
+  const support::temporary_folder folder;
+  const fs::path source = support::golden_folder("gqa_tied_f32"), out = folder.path() / "out";
+  llama::quantize_model(source, folder.path() / "cpu", {}, nullptr);
+  for (const int workers : {1, 3}) {
+    CAPTURE(workers);
+    std::atomic<int> begun{0};
+    llama::quantize_model_options options;
+    options.on = stand_ins(workers, [&] {
+      if (++begun == 6)
+        throw bitladder::error(bitladder::status::out_of_memory, "device 7: out of memory");
+    });
+    std::int64_t kept = 0, resumed = -1;
+    int written = -1;  // told of none at first
+    const std::string text = error_of([&] {
+                               llama::quantize_model(source, out, options, nullptr,
+                                                     [&](const std::string&, std::int64_t done,
+                                                         std::int64_t, std::int64_t) {
+                                                       kept = done;
+                                                       ++written;
+                                                     });
+                             }).text;
+    CHECK(written >= 5);  // another may have been begun before the failure was known
+    CHECK(contains(text, "device 7: out of memory"));
+    CHECK(contains(text, source.string() + ": tensor \"model.layers."));
+    CHECK(!fs::exists(out));
+    // The CPU's bytes may differ in ties: it says so rather than go on.
+    CHECK(contains(error_of([&] { llama::quantize_model(source, out, {}, nullptr); }).text,
+                   "on stand-ins"));
+    llama::quantize_model(
+        source, out, options, nullptr,
+        [&](const std::string& linear, std::int64_t, std::int64_t before, std::int64_t) {
+          if (linear.empty()) resumed = before;
+        });
+    CHECK(resumed == kept);
+    CHECK(support::read_folder(out) == support::read_folder(folder.path() / "cpu"));
+    fs::remove_all(out);
+  }
+}
+
+TEST_CASE("workers stop when the caller does, and when they cannot begin") {
+  const support::temporary_folder folder;
+  const fs::path source = support::golden_folder("gqa_tied_f32"), out = folder.path() / "out";
+  llama::quantize_model_options options;
+  options.on = stand_ins(2, [] {});
+  struct stop {};
+  const auto interrupt = [](const std::string& linear, std::int64_t, std::int64_t, std::int64_t) {
+    if (!linear.empty()) throw stop();
+  };
+  CHECK_THROWS_AS(llama::quantize_model(source, out, options, nullptr, interrupt), stop);
+  options.on.make = [](int) -> std::unique_ptr<llama::linear_quantizer> {
+    throw bitladder::error(bitladder::status::unsupported_device, "device 7: is lost");
+  };
+  CHECK(contains(error_of([&] { llama::quantize_model(source, out, options, nullptr); }).text,
+                 "device 7: is lost"));
+  options.kmeans.method = bitladder::quantize_method::published;
+  CHECK(contains(error_of([&] { llama::quantize_model(source, out, options, nullptr); }).text,
+                 "quantize on stand-ins: expected method exact, found published"));
 }
 
 TEST_CASE("killed after any linear and started again, it ends with the same bytes") {

@@ -2,6 +2,8 @@
 // The oracle is the quantizer of the host: every byte must agree. Random data: seed 900.
 #include <bitladder/core/dtype.hpp>
 #include <bitladder/core/pack.hpp>
+#include <bitladder/core/parallel.hpp>
+#include <bitladder/core/sparse_matrix.hpp>
 #include <bitladder/quantize/cuda/quantize.cuh>
 #include <bitladder/quantize/quantize.hpp>
 
@@ -67,6 +69,18 @@ struct matrix {
   }
 };
 
+std::string difference(const sparse_matrix& a, const sparse_matrix& b) {
+  const sparse_view x = a.view(), y = b.view();
+  if (x.rows() != y.rows() || x.cols() != y.cols() || x.count() != y.count())
+    return "number of outliers";
+  for (int r = 0; r < x.rows(); ++r)
+    if (x.end(r) != y.end(r)) return "outliers of row " + std::to_string(r);
+  for (int i = 0; i < x.count(); ++i)
+    if (x.columns()[i] != y.columns()[i] || x.values()[i] != y.values()[i])
+      return "outlier " + std::to_string(i);
+  return "";
+}
+
 /// What differs first; "" if nothing does.
 std::string difference(const quantized_matrix& a, const quantized_matrix& b) {
   if (a.rows() != b.rows() || a.cols() != b.cols()) return "shapes";
@@ -80,6 +94,8 @@ std::string difference(const quantized_matrix& a, const quantized_matrix& b) {
       if (x.data()[i] != y.data()[i])
         return "table of " + std::to_string(bits) + " bits, entry " + std::to_string(i);
   }
+  const std::string apart = difference(a.outliers(), b.outliers());
+  if (!apart.empty()) return apart;
   if (a.report().weighted_variance != b.report().weighted_variance) return "variance";
   if (a.report().weighted_error != b.report().weighted_error) return "errors";
   return "";
@@ -156,6 +172,60 @@ TEST_CASE("codes packed on the card are the host's planes" *
   }
 }
 
+TEST_CASE_TEMPLATE("outliers are the host's, and so is what they leave to the tables", Value, float,
+                   fp16_t, bf16_t) {
+  if (!support::has_device()) return;  // TEST_CASE_TEMPLATE takes no skip()
+  support::random rng(907);
+  thread_pool pool(3);
+  bc::quantizer card(&pool);
+  for (const int cols : {6, 33, 192, 1056}) {
+    const matrix<Value> m(25, cols, rng);
+    for (const bool weighted : {true, false})
+      for (const int groups : {1, 3}) {
+        kmeans_options o = ladder(2, 2, 8);
+        o.groups = groups;
+        CAPTURE(cols);
+        CAPTURE(weighted);
+        CAPTURE(groups);
+        const sensitivity s = m.sens(weighted);
+        // All of a row may be outliers, and all that have a sensitivity.
+        for (const outlier_options& outliers : {outlier_options{0.05, 0.4}, outlier_options{3, 10},
+                                                outlier_options{40, 0}, outlier_options{0, 100}}) {
+          o.outliers = outliers;
+          CAPTURE(outliers.sensitive);
+          const quantized_matrix host = quantize(m.weights(), s, o);
+          CHECK(difference(host, card.quantize(m.weights(), s, o)) == "");
+          const bc::packed_matrix is = card.quantize_packed(m.weights(), s, o);
+          const bitplane_tensor planes = pack(host.codes(), 8);
+          CHECK(std::memcmp(is.planes.data(), planes.data(),
+                            planes.layout().total_words() * sizeof(std::uint32_t)) == 0);
+          CHECK(difference(is.outliers, host.outliers()) == "");
+        }
+      }
+  }
+}
+
+TEST_CASE("a bad outlier is refused as on the host, and the next matrix is none the worse" *
+          doctest::skip(!support::has_device())) {
+  support::random rng(908);
+  matrix<float> m(9, 70, rng);
+  kmeans_options o = ladder(2, 2, 8);
+  o.outliers.large = 1;
+  bc::quantizer card;
+  const float was = m.w[75];
+  m.w[75] = 1e6f;
+  std::string text;
+  try {
+    card.quantize(m.weights(), m.sens(true), o);
+  } catch (const error& e) {
+    text = e.what();
+  }
+  CHECK(text.find("outliers: weight at row 1, column 5") != std::string::npos);
+  m.w[75] = was;
+  CHECK(difference(quantize(m.weights(), m.sens(true), o),
+                   card.quantize(m.weights(), m.sens(true), o)) == "");
+}
+
 TEST_CASE("weights that count for nothing may change sides, which costs nothing" *
           doctest::skip(!support::has_device())) {
   support::random rng(905);
@@ -196,6 +266,21 @@ TEST_CASE("more rows than fit at once, and rows apart from each other" *
   const sensitivity s = sensitivity::from_values({m.s.data(), rows, cols, stride});
   const kmeans_options o = ladder(2, 2, 5);
   CHECK(difference(quantize(w, s, o), bc::quantize(w, s, o)) == "");
+}
+
+TEST_CASE("matrices of all sizes one after another, with threads or without" *
+          doctest::skip(!support::has_device())) {
+  support::random rng(909);
+  thread_pool pool(4);
+  bc::quantizer alone, helped(&pool);
+  for (const int rows : {3, 4100, 17}) {
+    const matrix<bf16_t> m(rows, 1056, rng);  // 4 million elements go at once
+    const sensitivity s = m.sens(true);
+    const kmeans_options o = ladder(3, 3, 8);
+    const quantized_matrix host = quantize(m.weights(), s, o, &pool);
+    CHECK(difference(host, alone.quantize(m.weights(), s, o)) == "");
+    CHECK(difference(host, helped.quantize(m.weights(), s, o)) == "");
+  }
 }
 
 TEST_CASE("what cannot be quantized is refused as on the host" *
