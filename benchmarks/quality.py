@@ -1,103 +1,129 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Perplexity of a model at 2 to 8 bits by how its checkpoint is made: one row per text, method and precision.
+"""Perplexity of models at 2 to 8 bits by how their checkpoint is made: one row per text, method and precision.
 
-    quality.py TOOL --json FILE --books FOLDER [--model DIR|GGUF] [--text NAME=FILE ...] [--methods A,B] [--samples N]
-               [--max-windows N] [--keep FOLDER]
+    quality.py TOOL --json FILE --books FOLDER [--keep FOLDER] [--threads N]
+               {--model NAME DIR|GGUF [--text NAME FILE ...] [--methods A,B] [--samples N] [--max-windows N]} ...
 
-TOOL is the bitladder program. Methods, each one checkpoint that serves 2 to 8 bits: uniform (every weight counts
-alike), sensitivities (squared gradients on the calibration text), refit (those, then tables and codes refit to the
-inputs of the layers), refit-tables (those, then tables alone). Calibration: --samples (100) windows of 512 tokens of
-the books in FOLDER, less the one that is measured on, the-jungle-book.txt. Texts default to that book; windows of 512
-tokens, paragraphs joined in texts whose name begins with "book". The first row of a text, with bits 16, is the
-unquantized model. A folder given with --keep is used again by a second call.
+TOOL is the bitladder program. What follows a --model is that model's; without any it is the bundled one. Methods, each
+one checkpoint that serves 2 to 8 bits:
+
+    uniform         every weight counts alike
+    sensitivities   weights count by their squared gradients on the calibration text
+    sparse          the same, with 0.45% of the weights kept beside the codes
+    refit           sensitivities, then tables and codes refit to the inputs of the layers
+    refit-tables    sensitivities, then tables alone refit
+    sparse-refit    sparse, then tables and codes refit
+
+Calibration: --samples (100) windows of 512 tokens of the books in FOLDER, less the one that is measured on,
+the-jungle-book.txt. A text defaults to that book; windows of 512 tokens from its start, all or --max-windows,
+paragraphs joined in texts whose name begins with "book". The first row of a text, with bits 16, is the unquantized
+model. What is in the folder of --keep is not made again: checkpoints, and rows that are newer than theirs.
 """
 import argparse
 import json
 import pathlib
 import shutil
 import subprocess
+import sys
 import tempfile
 
 MODELS = pathlib.Path(__file__).resolve().parent.parent / "examples" / "models"
-METHODS = ("uniform", "sensitivities", "refit", "refit-tables")
-
-
-def rows_of(command, folder):
-    out = folder / "rows.json"
-    subprocess.run(command + ["-q", "--json", str(out)], check=True, stdout=subprocess.DEVNULL)
-    return json.loads(out.read_text())
+HELD_OUT = "the-jungle-book.txt"
+METHODS = {"uniform": None, "sensitivities": None, "sparse": None, "refit": "sensitivities",
+           "refit-tables": "sensitivities", "sparse-refit": "sparse"}  # name: what is refit
 
 
 class maker:
-    """Makes checkpoints, each once, and what they need."""
+    """Makes the checkpoints of a model and measures them, each once."""
 
-    def __init__(self, a, folder):
-        self.tool, self.model, self.folder = a.tool, a.model, folder
-        books = folder / "books"
-        books.mkdir(exist_ok=True)
-        for book in sorted(pathlib.Path(a.books).glob("*.txt")):
-            if book.name != "the-jungle-book.txt":
+    def __init__(self, common, m):
+        self.tool, (self.name, self.model), self.max_windows = common.tool, m.model, str(m.max_windows)
+        self.threads = ["--threads", str(common.threads), "-q"]
+        self.folder = pathlib.Path(common.keep) / self.name
+        books = pathlib.Path(common.keep) / "books"
+        books.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
+        for book in sorted(pathlib.Path(common.books).glob("*.txt")):
+            if book.name != HELD_OUT:
                 shutil.copy(book, books / book.name)
-        self.calibration = ["--text", str(books), "--join-paragraphs", "--num-examples", str(a.samples),
-                            "--seq-len", "512"]
+        self.calibration = ["--text", str(books), "--join-paragraphs", "--num-examples", str(m.samples), "--seq-len",
+                            "512"]
 
     def run(self, *words):
-        subprocess.run([self.tool, *words, "-q"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([self.tool, *words, *self.threads], check=True, stdout=subprocess.DEVNULL)
 
     def checkpoint(self, method):
         out = self.folder / method
         if out.exists():
-            return str(out)
-        if method == "uniform":
-            self.run("quantize", self.model, "-o", str(out))
-        elif method == "sensitivities":
-            grads = str(self.folder / "sensitivities.safetensors")
-            self.run("sensitivity", self.model, *self.calibration, "-o", grads)
-            self.run("quantize", self.model, "-o", str(out), "--sensitivities", grads)
-        else:
+            return out
+        if METHODS[method]:
             words = ["--keep-planes"] if method == "refit-tables" else []
-            self.run("refit", self.checkpoint("sensitivities"), "--model", self.model, *self.calibration, "-o", str(out),
-                     *words)
-        return str(out)
+            self.run("refit", str(self.checkpoint(METHODS[method])), "--model", self.model, *self.calibration,
+                     "--memory", "4", "-o", str(out), *words)
+            return out
+        words = ["--outliers", "0.45"] if method == "sparse" else []
+        if method != "uniform":
+            grads = self.folder / "sensitivities.safetensors"
+            self.run("sensitivity", self.model, *self.calibration, "-o", str(grads))
+            words += ["--sensitivities", str(grads)]
+        self.run("quantize", self.model, "-o", str(out), *words)
+        return out
+
+    def rows(self, method, text, path):
+        source = pathlib.Path(self.model) if method == "unquantized" else self.checkpoint(method)
+        out = self.folder / f"{method}.{text}.{self.max_windows}.json"
+        made = (source / "config.json" if source.is_dir() else source).stat().st_mtime
+        if not out.exists() or out.stat().st_mtime < made:
+            part = out.with_suffix(".part")
+            join = ["--join-paragraphs"] if text.startswith("book") else []
+            self.run("perplexity", str(source), "--text", path, *join, "--window", "512", "--max-windows",
+                     self.max_windows, "--json", str(part))
+            part.replace(out)
+        for r in json.loads(out.read_text()):
+            yield {"model": self.name, "text": text, "method": method,
+                   "bits": 16 if method == "unquantized" else r["bits"], "perplexity": round(r["perplexity"], 4)}
 
 
-def main():
+def arguments(words):
+    """The common arguments, and each model's."""
+    cuts = [i for i, word in enumerate(words) if word == "--model"] + [len(words)]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tool")
     parser.add_argument("--json", required=True)
     parser.add_argument("--books", required=True)
-    parser.add_argument("--model", default=str(MODELS / "small"))
-    parser.add_argument("--name")
-    parser.add_argument("--text", action="append")
-    parser.add_argument("--methods", default="uniform,sensitivities,refit")
-    parser.add_argument("--samples", type=int, default=100)
-    parser.add_argument("--max-windows", default="0")
-    parser.add_argument("--keep", help="folder for checkpoints; those that are there are used as they are")
-    a = parser.parse_args()
-    methods = a.methods.split(",")
-    unknown = set(methods) - set(METHODS)
-    if unknown:
-        raise SystemExit(f"methods: expected {', '.join(METHODS)}, found {', '.join(sorted(unknown))}")
-    texts = [t.split("=", 1) for t in a.text or ["book=" + str(pathlib.Path(a.books) / "the-jungle-book.txt")]]
-    name = a.name or pathlib.Path(a.model).name
+    parser.add_argument("--keep")
+    parser.add_argument("--threads", type=int, default=0)
+    common = parser.parse_args(words[:cuts[0]])
+    of_model = argparse.ArgumentParser(add_help=False)
+    of_model.add_argument("--model", nargs=2, default=["small", str(MODELS / "small")])
+    of_model.add_argument("--text", nargs=2, action="append")
+    of_model.add_argument("--methods", default="uniform,sensitivities,sparse,refit,sparse-refit")
+    of_model.add_argument("--samples", type=int, default=100)
+    of_model.add_argument("--max-windows", type=int, default=0)
+    models = [of_model.parse_args(words[a:b]) for a, b in zip(cuts, cuts[1:])] or [of_model.parse_args([])]
+    for m in models:
+        m.text = m.text or [["book", str(pathlib.Path(common.books) / HELD_OUT)]]
+        m.methods = m.methods.split(",")
+        unknown = set(m.methods) - set(METHODS)
+        if unknown:
+            raise SystemExit(f"methods: expected {', '.join(METHODS)}, found {', '.join(sorted(unknown))}")
+    return common, models
+
+
+def main():
+    common, models = arguments(sys.argv[1:])
     result = []
     with tempfile.TemporaryDirectory() as temporary:
-        folder = pathlib.Path(a.keep or temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        make = maker(a, folder)
-        for method in ["unquantized", *methods]:
-            model = a.model if method == "unquantized" else make.checkpoint(method)
-            for text, path in texts:
-                join = ["--join-paragraphs"] if text.startswith("book") else []
-                command = [a.tool, "perplexity", model, "--text", path, *join, "--window", "512",
-                           "--max-windows", a.max_windows]
-                for r in rows_of(command, folder):
-                    row = {"model": name, "text": text, "method": method,
-                           "bits": 16 if method == "unquantized" else r["bits"], "perplexity": round(r["perplexity"], 4)}
-                    result.append(row)
-                    print(json.dumps(row), flush=True)
-    pathlib.Path(a.json).write_text(json.dumps(result, indent=1) + "\n")
+        common.keep = common.keep or temporary
+        for m in models:
+            make = maker(common, m)
+            for method in ["unquantized", *m.methods]:
+                for text, path in m.text:
+                    for row in make.rows(method, text, path):
+                        result.append(row)
+                        print(json.dumps(row), flush=True)
+    pathlib.Path(common.json).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -109,10 +109,10 @@ void add_refit(CLI::App& app) {
   c->add_flag("--keep-planes", a->keep_planes, "Change tables only");
   c->add_option("--top-bits", r.top_bits,
                 "Widest precision that is refit; wider ones are split anew below its codes")
-      ->capture_default_str();
-  c->add_option(
-       "--narrow-weight", r.narrow_weight,
-       "How much the narrowest precision counts beside --top-bits, those between by equal factors")
+      ->default_str("5, or the nearest there is");
+  c->add_option("--narrow-weight", r.narrow_weight,
+                "How much the narrowest precision counts beside --top-bits; those between 2 more "
+                "for each bit below it")
       ->capture_default_str();
   c->add_option("--rounds", r.rounds, "Rounds of refitting tables, then codes")
       ->capture_default_str();

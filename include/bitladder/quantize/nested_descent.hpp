@@ -29,19 +29,18 @@ struct descent_level {
 /// Moves the codes of one row after another, keeping its memory.
 class nested_descent {
  public:
-  /// Goes over the columns until few codes change, at most `sweeps` times. O(cols^2) for each level
-  /// and, for each code that changes, O(cols). Never raises the weighted sum of errors, up to
+  /// Goes over the columns until few codes change, at most `sweeps` times. For each level O(cols)
+  /// and, for each code that changes, O(cols) again. Never raises the weighted sum of errors, up to
   /// rounding in fp32.
   /// @param h [cols, cols], symmetric, positive semidefinite, its diagonal > 0
+  /// @param gathered a fit that last gathered these codes, with this h and row
   /// @param levels by rising bits, the last with those of the codes
   /// @param codes [cols]; where the row is fixed they are not looked at
   /// @return how many codes were changed; one that changed twice counts twice
-  int run(matrix_view<const float> h, const row_target& row,
+  int run(matrix_view<const float> h, const row_target& row, const table_fit& gathered,
           const std::vector<descent_level>& levels, int sweeps, std::uint8_t* codes) {
-    const int bits = levels.back().bits;
-    const std::size_t count = static_cast<std::size_t>(1) << bits;
-    start(h, row, levels, codes);
-    cost_.resize(count);
+    start(row, gathered, levels, codes);
+    cost_.resize(static_cast<std::size_t>(1) << levels.back().bits);
     int changed = 0;
     for (int s = 0; s < sweeps; ++s) {
       int now = 0;
@@ -61,31 +60,29 @@ class nested_descent {
 
  private:
   struct state {
-    int shift = 0, entries = 0;
     double weight = 0;
-    std::vector<float> table;  // [entries]
-    std::vector<float> value;  // of each column
-    std::vector<float> pull;   // e H, of each column
+    std::vector<double> entry;  // of each code
+    std::vector<float> value;   // of each column
+    std::vector<float> pull;    // e H, of each column
   };
 
-  void start(matrix_view<const float> h, const row_target& row,
+  void start(const row_target& row, const table_fit& gathered,
              const std::vector<descent_level>& levels, const std::uint8_t* codes) {
     states_.resize(levels.size());
     const auto cols = static_cast<std::size_t>(row.cols);
     for (std::size_t i = 0; i < levels.size(); ++i) {
       state& l = states_[i];
-      l.shift = levels.back().bits - levels[i].bits;
-      l.entries = 1 << levels[i].bits;
+      const int shift = levels.back().bits - levels[i].bits;
       l.weight = levels[i].weight;
-      l.table.resize(static_cast<std::size_t>(l.entries));
-      for (std::size_t k = 0; k < l.table.size(); ++k) l.table[k] = to_float(levels[i].table[k]);
+      l.entry.resize(static_cast<std::size_t>(1) << levels.back().bits);
+      for (std::size_t k = 0; k < l.entry.size(); ++k)
+        l.entry[k] = static_cast<double>(to_float(levels[i].table[k >> shift]));
       l.value.resize(cols);
-      l.pull.assign(cols, 0.f);
-      for (std::size_t c = 0; c < cols; ++c) {
-        const bool fixed = row.is_fixed(static_cast<int>(c));
-        l.value[c] = fixed ? 0.f : l.table[static_cast<std::size_t>(codes[c] >> l.shift)];
-        add_line(h.row(static_cast<int>(c)), row.weight[c] - l.value[c], l.pull);
-      }
+      for (std::size_t c = 0; c < cols; ++c)
+        l.value[c] =
+            row.is_fixed(static_cast<int>(c)) ? 0.f : static_cast<float>(l.entry[codes[c]]);
+      l.pull.resize(cols);
+      gathered.residual_pull(levels[i].table, shift, l.pull.data());
     }
   }
 
@@ -105,11 +102,12 @@ class nested_descent {
       // With all else as it is, the error is a parabola of the entry about this value.
       const double wanted =
           static_cast<double>(l.value[column]) + static_cast<double>(l.pull[column]) / diagonal;
-      const std::size_t leaves = static_cast<std::size_t>(1) << l.shift;
-      for (std::size_t k = 0; k < l.table.size(); ++k) {
-        const double off = static_cast<double>(l.table[k]) - wanted;
-        const double cost = l.weight * off * off;
-        for (std::size_t leaf = k * leaves; leaf < (k + 1) * leaves; ++leaf) cost_[leaf] += cost;
+      const double* const entry = l.entry.data();
+      double* const cost = cost_.data();
+      const std::size_t count = cost_.size();
+      for (std::size_t k = 0; k < count; ++k) {
+        const double off = entry[k] - wanted;
+        cost[k] += l.weight * (off * off);
       }
     }
     std::size_t best = static_cast<std::size_t>(present);
@@ -120,7 +118,7 @@ class nested_descent {
 
   void move(matrix_view<const float> h, int c, int code, state& l) {
     const auto column = static_cast<std::size_t>(c);
-    const float value = l.table[static_cast<std::size_t>(code >> l.shift)];
+    const auto value = static_cast<float>(l.entry[static_cast<std::size_t>(code)]);
     if (value == l.value[column]) return;
     add_line(h.row(c), l.value[column] - value, l.pull);
     l.value[column] = value;

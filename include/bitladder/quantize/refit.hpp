@@ -62,20 +62,11 @@ inline bool solve_cholesky(std::vector<double>& m, std::vector<double>& b) {
 /// Fits the tables of one row after another, keeping its memory.
 class table_fit {
  public:
-  /// Gathers what the error of any table with these codes depends on, in O(cols^2).
+  /// Takes up a row: w H, which no code changes. O(cols^2)
   /// @param h [cols, cols], symmetric, positive semidefinite
-  /// @param codes [cols], below `entries`, a power of two
-  void gather(matrix_view<const float> h, const row_target& row, const std::uint8_t* codes,
-              int entries) {
-    entries_ = static_cast<std::size_t>(entries);
-    matrix_.assign(entries_ * entries_, 0);
-    pull_.assign(entries_, 0);
+  void start(matrix_view<const float> h, const row_target& row) {
+    weight_pull_.resize(static_cast<std::size_t>(row.cols));
     constant_ = 0;
-    bin_.resize(entries_ + 1);
-    entry_.resize(static_cast<std::size_t>(row.cols));
-    for (int c = 0; c < row.cols; ++c)  // what is fixed goes to a bin that is not looked at
-      entry_[static_cast<std::size_t>(c)] =
-          row.is_fixed(c) ? static_cast<std::uint16_t>(entries) : codes[c];
     for (int i = 0; i < row.cols; ++i) {
       const float* const line = h.row(i);
       double pull[4] = {};  // sums side by side: one would wait for each addition
@@ -86,15 +77,43 @@ class table_fit {
       for (; j < row.cols; ++j)
         pull[0] += static_cast<double>(line[j]) * static_cast<double>(row.weight[j]);
       const double all = pull[0] + pull[1] + pull[2] + pull[3];
+      weight_pull_[static_cast<std::size_t>(i)] = all;
       constant_ += static_cast<double>(row.weight[i]) * all;
-      const std::size_t entry = entry_[static_cast<std::size_t>(i)];
-      if (entry == entries_) continue;
-      pull_[entry] += all;
-      std::fill(bin_.begin(), bin_.end(), 0.f);
-      for (j = 0; j < row.cols; ++j) bin_[entry_[static_cast<std::size_t>(j)]] += line[j];
-      for (std::size_t k = 0; k < entries_; ++k)
-        matrix_[entry * entries_ + k] += static_cast<double>(bin_[k]);
     }
+  }
+
+  /// Gathers what the error of any table with these codes depends on, in O(cols^2).
+  /// @param h, row as given to `start`
+  /// @param codes [cols], below `entries`, a power of two
+  void gather(matrix_view<const float> h, const row_target& row, const std::uint8_t* codes,
+              int entries) {
+    entries_ = static_cast<std::size_t>(entries);
+    const auto cols = static_cast<std::size_t>(row.cols);
+    add_lines(h, row, codes);
+    matrix_.assign(entries_ * entries_, 0);
+    pull_.assign(entries_, 0);
+    for (std::size_t c = 0; c < cols; ++c)
+      if (!row.is_fixed(static_cast<int>(c))) pull_[codes[c]] += weight_pull_[c];
+    for (std::size_t l = 0; l < entries_; ++l) {
+      const float* const lines = &lines_[l * cols];
+      for (std::size_t c = 0; c < cols; ++c)
+        if (!row.is_fixed(static_cast<int>(c)))
+          matrix_[codes[c] * entries_ + l] += static_cast<double>(lines[c]);
+    }
+  }
+
+  /// e H of a table, e = weights - its entries, with the codes last gathered.
+  /// @param table of those codes without their lowest `shift` bits
+  /// @param out [cols]
+  void residual_pull(const fp16_t* table, int shift, float* out) const {
+    const std::size_t cols = weight_pull_.size();
+    room_ = weight_pull_;
+    for (std::size_t k = 0; k < lines_.size() / std::max<std::size_t>(cols, 1); ++k) {
+      const double entry = static_cast<double>(to_float(table[k >> shift]));
+      const float* const lines = &lines_[k * cols];
+      for (std::size_t c = 0; c < cols; ++c) room_[c] -= entry * static_cast<double>(lines[c]);
+    }
+    for (std::size_t c = 0; c < cols; ++c) out[c] = static_cast<float>(room_[c]);
   }
 
   /// To the precision one bit below, codes 2c and 2c + 1 becoming c.
@@ -161,6 +180,23 @@ class table_fit {
   }
 
  private:
+  /// lines_[k] = the sum of those rows of H whose column has code k. Whole rows are added, which
+  /// compilers make vectors of, some columns at a time, so that the sums stay in the cache.
+  void add_lines(matrix_view<const float> h, const row_target& row, const std::uint8_t* codes) {
+    const auto cols = static_cast<std::size_t>(row.cols);
+    lines_.assign(entries_ * cols, 0.f);
+    constexpr std::size_t part = 512;
+    for (std::size_t begin = 0; begin < cols; begin += part) {
+      const std::size_t count = std::min(part, cols - begin);
+      for (int j = 0; j < row.cols; ++j) {
+        if (row.is_fixed(j)) continue;
+        const float* const line = h.row(j) + begin;
+        float* const to = &lines_[codes[j] * cols + begin];
+        for (std::size_t c = 0; c < count; ++c) to[c] += line[c];
+      }
+    }
+  }
+
   /// Makes one block of neighbours whose values fall.
   /// @return false if there are none
   bool join_falling(std::size_t& blocks) {
@@ -180,8 +216,9 @@ class table_fit {
   std::size_t entries_ = 0;
   double constant_ = 0;                // w H w^T
   std::vector<double> matrix_, pull_;  // sums of H by codes; of H w by code
-  std::vector<std::uint16_t> entry_;   // of each column
-  std::vector<float> bin_;
+  std::vector<double> weight_pull_;    // w H
+  std::vector<float> lines_;           // [codes, cols], sums of rows of H by code
+  mutable std::vector<double> room_;
   std::vector<std::size_t> block_, joined_;  // entries that are equal; what blocks become
   std::vector<double> reduced_, value_;
   std::vector<fp16_t> rounded_;
