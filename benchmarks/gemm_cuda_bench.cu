@@ -12,7 +12,10 @@
 //
 // Run: gemm_cuda_bench [--min_ms=12] [--benchmark_filter=^gemm/.*bits:4]; rows are
 // gemm/rows:R/cols:C/m:M/bits:B/pdl:P/invariant:I (pdl: launches may overlap; invariant: one token
-// is summed as it would be in a batch) and dequantize/rows:R/cols:C/bits:B.
+// is summed as it would be in a batch), dequantize/rows:R/cols:C/bits:B, and
+// outliers/rows:R/cols:C/m:M/bits:B/crowded:K: the same product with 0.45% of the weights kept
+// apart (crowded: half of them in every hundredth row), `cost` being what that adds to the time of
+// the one without, which is measured beside it.
 #include <bitladder/config.hpp>
 #include <bitladder/core/dtype.hpp>
 #include <bitladder/core/status.hpp>
@@ -185,6 +188,36 @@ void gemm_row(benchmark::State& state, const cell& c) {
   results[c] = {t.us, speed / copy, cublas.us / t.us};
 }
 
+void outlier_row(benchmark::State& state, const cell& c, bool crowded) {
+  session& s = shared();
+  constexpr auto engine = bench::engine::chosen;
+  bench::product_shape shape{c.rows, c.cols, c.m, c.bits};
+  const timing plain = s.products.measure(engine, shape, s.budget());
+  shape.outliers = crowded ? bench::outlier_kind::crowded : bench::outlier_kind::even;
+  s.products.run_once(engine, shape);
+  const cuda::packed_view w = s.products.matrix(shape, 0);
+  const double error =
+      bench::largest_error(w, s.products.x(0, c.m, c.cols), s.products.y(0, c.m, c.rows), c.m);
+  if (!(error <= error_limit)) {
+    char text[64];
+    std::snprintf(text, sizeof text, "wrong result: error %.2e", error);
+    return state.SkipWithError(text);
+  }
+  const timing t = s.products.measure(engine, shape, s.budget());
+  for (auto _ : state) state.SetIterationTime(t.us * 1e-6);
+  const double bytes = static_cast<double>(w.touched_bytes());
+  state.counters["us"] = t.us;
+  state.counters["spread"] = t.spread;
+  state.counters["plain_us"] = plain.us;
+  state.counters["cost"] = t.us / plain.us - 1;
+  state.counters["gbytes_per_s"] = bytes / (t.us * 1e-6) * 1e-9;
+  state.counters["copy_fraction"] = bytes / (t.us * 1e-6) / s.copy_bytes_per_second();
+  state.counters["bytes"] = bytes;
+  state.counters["outlier_bytes"] = static_cast<double>(w.outliers.bytes(c.rows));
+  state.counters["copy_gbytes_per_s"] = s.copy_bytes_per_second() * 1e-9;
+  state.counters["error"] = error;
+}
+
 void dequantize_row(benchmark::State& state, const cell& c) {
   session& s = shared();
   const std::size_t elements = static_cast<std::size_t>(c.rows) * static_cast<std::size_t>(c.cols);
@@ -237,6 +270,13 @@ void gemm_benchmark(benchmark::State& state) {
           gemm_row);
 }
 
+void outlier_benchmark(benchmark::State& state) {
+  const bool crowded = argument(state, 4) != 0;
+  guarded(state,
+          {argument(state, 0), argument(state, 1), argument(state, 2), argument(state, 3), 1, 0},
+          [&](benchmark::State& row, const cell& c) { outlier_row(row, c, crowded); });
+}
+
 void dequantize_benchmark(benchmark::State& state) {
   guarded(state, {argument(state, 0), argument(state, 1), 0, argument(state, 2), 0, 0},
           dequantize_row);
@@ -266,6 +306,19 @@ void register_rows() {
     for (int bits = 2; bits <= 8; ++bits) rows->Args({s.rows, s.cols, bits});
     rows->Iterations(1)->UseManualTime()->Unit(benchmark::kMicrosecond);
   }
+}
+
+void register_outlier_rows() {
+  constexpr int shapes[][2] = {{4096, 4096},  {12288, 4096}, {22016, 4096},
+                               {4096, 11008}, {4096, 14336}, {57344, 8192}};
+  auto* rows = benchmark::RegisterBenchmark("outliers", outlier_benchmark)
+                   ->ArgNames({"rows", "cols", "m", "bits", "crowded"});
+  for (const auto& s : shapes)
+    for (int bits = 2; bits <= 8; ++bits)
+      for (const int m : {1, 2, 8, 16, 64, 512})
+        for (const int crowded : {0, 1})
+          if (m == 1 || crowded == 0) rows->Args({s[0], s[1], m, bits, crowded});
+  rows->Iterations(1)->UseManualTime()->Unit(benchmark::kMicrosecond);
 }
 
 // --- What it comes to ----------------------------------------------------------------------------
@@ -371,6 +424,7 @@ int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   register_rows();
+  register_outlier_rows();
   benchmark::RunSpecifiedBenchmarks();
   print_summary();
   benchmark::Shutdown();

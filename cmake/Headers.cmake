@@ -34,6 +34,7 @@ set(BL_CORE_HEADERS
   include/bitladder/kernels/cpu/order.hpp
   include/bitladder/kernels/cpu/reference.hpp
   include/bitladder/kernels/cuda/packed_layout.hpp
+  include/bitladder/kernels/cuda/packed_outliers.hpp
   include/bitladder/quantize/hidden_outliers.hpp
   include/bitladder/quantize/interval_search.hpp
   include/bitladder/quantize/kmeans_solver.hpp
@@ -107,6 +108,7 @@ set(BL_CUDA_HEADERS
   include/bitladder/kernels/cuda/detail/bit_serial_bits.cuh
   include/bitladder/kernels/cuda/detail/bit_serial_kernel.cuh
   include/bitladder/kernels/cuda/detail/bit_serial_launch.cuh
+  include/bitladder/kernels/cuda/detail/bit_serial_outliers.cuh
   include/bitladder/kernels/cuda/detail/bulk_copy.cuh
   include/bitladder/kernels/cuda/detail/check_gemm.cuh
   include/bitladder/kernels/cuda/detail/convert_x_kernel.cuh
@@ -121,11 +123,16 @@ set(BL_CUDA_HEADERS
   include/bitladder/kernels/cuda/detail/large_batch_tables.cuh
   include/bitladder/kernels/cuda/detail/launch.cuh
   include/bitladder/kernels/cuda/detail/lut.cuh
+  include/bitladder/kernels/cuda/detail/outlier_batch_kernel.cuh
+  include/bitladder/kernels/cuda/detail/outlier_runs.cuh
+  include/bitladder/kernels/cuda/detail/outlier_source.cuh
+  include/bitladder/kernels/cuda/detail/outlier_sums.cuh
   include/bitladder/kernels/cuda/detail/output.cuh
   include/bitladder/kernels/cuda/detail/ptx.cuh
   include/bitladder/kernels/cuda/detail/repack_kernel.cuh
   include/bitladder/kernels/cuda/detail/small_batch_kernel.cuh
   include/bitladder/kernels/cuda/detail/small_batch_launch.cuh
+  include/bitladder/kernels/cuda/detail/small_batch_outliers.cuh
   include/bitladder/kernels/cuda/detail/small_batch_sums.cuh
   include/bitladder/kernels/cuda/detail/small_batch_units.cuh
   include/bitladder/kernels/cuda/detail/small_batch_x.cuh

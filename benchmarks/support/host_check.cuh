@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What a product should have been: sums in double over the packed words and tables, read back from
-// the device, with none of the kernels' code.
+// What a product should have been: sums in double over the packed words, tables and outliers, read
+// back from the device, with none of the kernels' code.
 #pragma once
 
 #include <bitladder/core/dtype.hpp>
@@ -58,8 +58,24 @@ inline double largest_error(const bitladder::cuda::packed_view& w, const bitladd
         }
         const double v = to_float(table[tables.entry(0, 0, field, row)]);
         weight[static_cast<std::size_t>(col)] = v;
-        square += v * v;
       }
+      // Random planes have other codes in the outliers' places: what is added is the difference to
+      // what a run says that it replaces.
+      if (!w.outliers.empty()) {
+        const auto runs = detail::fetch(w.outliers.offsets + tile * 16 + row, 2);
+        for (int i = runs[0]; i < runs[1]; ++i) {
+          const std::uint32_t head = detail::fetch(w.outliers.heads + i, 1)[0];
+          const auto entry =
+              detail::fetch(w.outliers.entries + 32 * static_cast<std::size_t>(i), 32);
+          const auto value = [](std::uint32_t word) {
+            return to_float(bitladder::fp16_t{static_cast<std::uint16_t>(word >> 16)});
+          };
+          for (std::uint32_t k = 0; k <= (head & 31u); ++k)
+            weight[(head >> 5 & 2047u) * 65536u + (entry[k] & 0xffffu)] +=
+                value(entry[k]) - value(head);
+        }
+      }
+      for (const double v : weight) square += v * v;
       for (const int token : {0, m / 2, m - 1}) {
         const auto in = detail::fetch(x + static_cast<std::size_t>(token) * cols, cols);
         const std::size_t at = static_cast<std::size_t>(token) * static_cast<std::size_t>(l.rows) +

@@ -55,8 +55,7 @@ std::size_t product_workspace_bytes_at(engine e, const gemm_args& args) {
     case engine::small:
       return cuda::gemm_workspace_bytes(
           detail::tokens_of(args, 0, std::min(args.m, detail::small_tokens)));
-    case engine::large:
-      return cuda::large_batch_workspace_bytes(args.m, args.matrices[0].w.layout.cols);
+    case engine::large: return cuda::large_batch_workspace_bytes(args);
     case engine::slabs: return cuda::gemm_cublas_workspace_bytes(args);
   }
   return cuda::gemm_workspace_bytes(args);

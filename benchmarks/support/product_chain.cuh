@@ -9,6 +9,7 @@
 
 #include "cuda_check.cuh"
 #include "graph_timer.cuh"
+#include "outlier_pool.cuh"
 #include "product.cuh"
 #include "random_fill.cuh"
 #include "weight_pool.cuh"
@@ -26,6 +27,7 @@ struct product_shape {
   int rows, cols, m, bits;
   bool pdl = true;  ///< launches may start before the one before is done
   bool batch_invariant = false;
+  outlier_kind outliers = outlier_kind::none;
 };
 
 class product_chain {
@@ -51,6 +53,17 @@ class product_chain {
   ~product_chain() { static_cast<void>(cublasDestroy(cublas_)); }
 
   weight_pool weights;
+  outlier_pool outliers;
+
+  /// Matrix i of the rotation, outliers and all.
+  bitladder::cuda::packed_view matrix(const product_shape& s, int i) {
+    bitladder::cuda::packed_view w = weights.view(s.rows, s.cols, s.bits, i);
+    if (s.outliers != outlier_kind::none) {
+      outliers.prepare(s.rows, s.cols, s.outliers, weight_pool::rotation(w.touched_bytes()));
+      w.outliers = outliers.view(i);
+    }
+    return w;
+  }
 
   /// Tokens [m, cols] of launch i, and where its result [m, rows] goes.
   const bitladder::fp16_t* x(int i, int m, int cols) const {
@@ -82,7 +95,7 @@ class product_chain {
     return timer_.measure(launches_for(expected_us, rotation), budget,
                           [&](int i, cudaStream_t stream) {
                             bitladder::cuda::gemm_args a = args;
-                            a.matrices[0].w = weights.view(s.rows, s.cols, s.bits, i % rotation);
+                            a.matrices[0].w = matrix(s, i % rotation);
                             a.matrices[0].y = y(i, s.m, s.rows);
                             a.x = x(i, s.m, s.cols);
                             check(product(e, s.bits, a, cublas_, stream), "gemm");
@@ -105,7 +118,7 @@ class product_chain {
   /// The arguments of launch 0, with scratch that is zero.
   bitladder::cuda::gemm_args call(engine e, const product_shape& s) {
     bitladder::cuda::gemm_args args;
-    args.matrices[0].w = weights.view(s.rows, s.cols, s.bits, 0);
+    args.matrices[0].w = matrix(s, 0);
     args.matrices[0].y = y(0, s.m, s.rows);
     args.x = x(0, s.m, s.cols);
     args.m = s.m;

@@ -8,7 +8,7 @@
 #include <cuda_fp16.h>
 
 #include <cstddef>
-#include <kernels/cuda/gemm_cases.cuh>
+#include <kernels/cuda/gemm_at.cuh>
 
 namespace gemm_cases {
 

@@ -18,31 +18,21 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <kernels/cuda/gemm_at.cuh>
 #include <kernels/cuda/large_batch_cases.cuh>
 #include <string>
 #include <vector>
 
 namespace gemm_cases {
 
-namespace bc = bitladder::cuda;
 using bitladder::dtype;
-using bitladder::status;
 using large_batch_cases::expected;
 using large_batch_cases::half_step;
 using large_batch_cases::numbers;
 using large_batch_cases::size;
 using large_batch_cases::weights;
 
-/// gemm(Bits, args, stream), the call for a precision known at run time.
-template <int Bits>
-status gemm_at(const bc::gemm_args& args, cudaStream_t stream);
-/// The short forms.
-template <int Bits>
-status gemm_at(const bc::packed_view& w, const __half* x, int m, float* y, void* workspace,
-               std::size_t workspace_bytes, cudaStream_t stream);
-template <int Bits>
-status gemv_at(const bc::packed_view& w, const __half* x, float* y, cudaStream_t stream);
-
+/// At a precision known at run time.
 inline status gemm_at(int bits, const bc::gemm_args& args, cudaStream_t stream) {
   return bitladder::dispatch_bits(bits, bitladder::all_bits{}, [&](auto b) {
     return gemm_at<decltype(b)::value>(args, stream);

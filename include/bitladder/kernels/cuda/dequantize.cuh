@@ -8,6 +8,7 @@
 #include <bitladder/core/dtype.hpp>
 #include <bitladder/core/status.hpp>
 #include <bitladder/cuda/runtime.cuh>
+#include <bitladder/kernels/cuda/detail/check_gemm.cuh>
 #include <bitladder/kernels/cuda/detail/dequantize_kernel.cuh>
 #include <bitladder/kernels/cuda/packed_weights.cuh>
 #include <bitladder/kernels/cuda/repack.cuh>
@@ -23,7 +24,7 @@ inline namespace v0_1 {
 namespace cuda {
 
 /// out[r][c] = the value of weight (row_begin + r, c), queued on `stream`. fp16 and fp32 are exact,
-/// bfloat16 rounds to nearest even.
+/// bfloat16 rounds to nearest even. Outliers are in their places.
 /// @tparam Bits precision to read, 1..8; the view must carry its tables
 /// @param out [row_count, cols], 16-byte aligned; nothing beyond is written
 /// @param out_type f16, bf16 or f32
@@ -54,6 +55,8 @@ template <int Bits>
   if (out_stride == 0) out_stride = l.cols;
   if (out_stride < l.cols) return status::shape_mismatch;
   const std::int64_t unit = 16 / static_cast<std::int64_t>(size_of(out_type));
+  const status outliers = detail::check_outliers(w.outliers);
+  if (outliers != status::ok) return outliers;
   if (!detail::is_aligned(w.planes, 16) || !detail::is_aligned(w.tables, 16) ||
       !detail::is_aligned(out, 16) || out_stride % unit != 0)
     return status::misaligned;
@@ -72,7 +75,7 @@ template <int Bits>
                                     out,       out_stride,
                                     l,         row_begin / packed_layout::tile_rows,
                                     row_count, w.groups,
-                                    out_type};
+                                    out_type,  w.outliers};
   const dim3 grid(static_cast<unsigned>(row_tiles), static_cast<unsigned>(splits));
   if (w.groups > 1)
     detail::dequantize_kernel<Bits, true><<<grid, detail::dequantize_threads, 0, stream>>>(p);

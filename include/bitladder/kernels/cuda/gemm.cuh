@@ -26,14 +26,14 @@ namespace bitladder {
 inline namespace v0_1 {
 namespace cuda {
 
-/// Scratch that a call needs at most, on any card; 0 for a few tokens and up to 4096 columns, or
-/// one token and up to 16384. See gemm_args::workspace.
+/// Scratch that a call needs at most, on any card; 0 for a few tokens and up to 4096 columns if
+/// there are no outliers, or one token and up to 16384. See gemm_args::workspace.
 [[nodiscard]] inline std::size_t gemm_workspace_bytes(const gemm_args& args) noexcept {
   const int tokens = args.m == 1 ? 1 : args.m <= 8 ? 8 : 16;
   // A remainder of fewer tokens takes a narrower kernel, whose scratch is smaller.
   const std::size_t narrow = detail::small_batch_workspace_bytes(args, tokens);
   if (args.m <= 8 || (args.m <= 16 && args.batch_invariant)) return narrow;  // no policy has fewer
-  return std::max(narrow, large_batch_workspace_bytes(args.m, args.matrices[0].w.layout.cols));
+  return std::max(narrow, large_batch_workspace_bytes(args));
 }
 
 namespace detail {
@@ -80,8 +80,7 @@ template <int Bits>
   prefers = false;
   const int cols = args.matrices[0].w.layout.cols;
   if (args.m <= 8 || args.batch_invariant || args.workspace == nullptr ||
-      !is_aligned(args.workspace, 16) ||
-      args.workspace_bytes < large_batch_workspace_bytes(args.m, cols))
+      !is_aligned(args.workspace, 16) || args.workspace_bytes < large_batch_workspace_bytes(args))
     return status::ok;
   bool clusters = false;
   const status s = large_batch_clusters<Bits>(device, clusters);

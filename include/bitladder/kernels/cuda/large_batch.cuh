@@ -14,6 +14,8 @@
 #include <bitladder/kernels/cuda/detail/large_batch_kernel.cuh>
 #include <bitladder/kernels/cuda/detail/large_batch_plan.cuh>
 #include <bitladder/kernels/cuda/detail/launch.cuh>
+#include <bitladder/kernels/cuda/detail/outlier_batch_kernel.cuh>
+#include <bitladder/kernels/cuda/detail/outlier_source.cuh>
 #include <bitladder/kernels/cuda/gemm_args.cuh>
 #include <bitladder/kernels/cuda/packed_layout.hpp>
 #include <bitladder/kernels/cuda/repack.cuh>
@@ -121,7 +123,7 @@ template <int Bits, int Tokens, int Resident>
 
 }  // namespace detail
 
-/// Scratch of large_batch: x as the tensor cores read it, and a scale per token.
+/// Scratch of large_batch without outliers: x as the tensor cores read it, and a scale per token.
 [[nodiscard]] inline std::size_t large_batch_workspace_bytes(int m, int cols) noexcept {
   if (m < 1 || cols < 1) return 0;
   return detail::large_batch_image_bytes(m, 128, cols) +
@@ -129,6 +131,92 @@ template <int Bits, int Tokens, int Resident>
 }
 
 namespace detail {
+
+/// Where the scratch for outliers is, and how many tokens share it.
+struct large_batch_outliers {
+  static constexpr int most_tokens = 512;  ///< of a launch: the sums take 4 bytes a row and token
+
+  bool any;
+  int tokens;                              ///< of a launch
+  int padded;                              ///< multiple of 64
+  int rows = 0;                            ///< of whole row tiles of all matrices
+  std::size_t x = 0, sums = 0, bytes = 0;  ///< offsets; the scratch of large_batch comes first
+
+  explicit large_batch_outliers(const gemm_args& a) noexcept
+      : any(has_outliers(a)),
+        tokens(any ? std::min(a.m, most_tokens) : a.m),
+        padded(large_batch_padded(tokens, outlier_batch_tokens)) {
+    const auto align = [](std::size_t n) { return (n + 255) / 256 * 256; };
+    const int cols = a.matrices[0].w.layout.cols;
+    bytes = large_batch_workspace_bytes(tokens, cols);
+    if (!any) return;
+    for (int i = 0; i < a.count; ++i)
+      rows += a.matrices[i].w.layout.row_tiles() * packed_layout::tile_rows;
+    x = align(bytes);
+    sums = align(x + static_cast<std::size_t>(padded) * static_cast<std::size_t>(cols) * 2);
+    bytes =
+        sums + static_cast<std::size_t>(tokens) * static_cast<std::size_t>(rows) * sizeof(float);
+  }
+};
+
+}  // namespace detail
+
+/// Scratch of large_batch for these arguments.
+[[nodiscard]] inline std::size_t large_batch_workspace_bytes(const gemm_args& args) noexcept {
+  if (args.count < 1 || args.count > gemm_args::max_matrices || args.m < 1) return 0;
+  return detail::large_batch_outliers(args).bytes;
+}
+
+namespace detail {
+
+/// The call for tokens first .. first + m - 1 alone.
+[[nodiscard]] inline gemm_args token_range(gemm_args a, int first, int m) noexcept {
+  const std::int64_t x_stride = a.x_stride != 0 ? a.x_stride : a.matrices[0].w.layout.cols;
+  a.x = static_cast<const char*>(a.x) + first * x_stride * 2;
+  a.m = m;
+  const auto bytes = static_cast<std::int64_t>(size_of(a.y_type));
+  for (int i = 0; i < a.count; ++i) {
+    gemm_matrix& to = a.matrices[i];
+    const std::int64_t skip = first * (a.y_stride != 0 ? a.y_stride : to.w.layout.rows) * bytes;
+    if (to.y != nullptr) to.y = static_cast<char*>(to.y) + skip;
+    if (to.residual != nullptr) to.residual = static_cast<const char*>(to.residual) + skip;
+  }
+  return a;
+}
+
+/// Queues the sums over outliers.
+[[nodiscard]] inline status launch_outlier_batch(const gemm_args& a,
+                                                 const large_batch_outliers& part,
+                                                 unsigned char* scratch, bool pdl,
+                                                 cudaStream_t stream) noexcept {
+  outlier_batch_params p{};
+  const int cols = a.matrices[0].w.layout.cols;
+  p.count = a.count;
+  p.x = static_cast<const std::uint16_t*>(a.x);
+  p.x_stride = a.x_stride != 0 ? a.x_stride : cols;
+  p.x_is_bf16 = a.x_type == dtype::bf16;
+  p.m = a.m;
+  p.cols = cols;
+  p.padded_m = part.padded;
+  p.x_by_col = reinterpret_cast<std::uint16_t*>(scratch + part.x);
+  p.sums = reinterpret_cast<float*>(scratch + part.sums);
+  p.sum_stride = part.rows;
+  int tiles = 0;
+  for (int i = 0; i < a.count; ++i) {
+    const packed_view& w = a.matrices[i].w;
+    p.matrices[i] = {source_of(w.outliers), tiles};
+    tiles += w.layout.row_tiles();
+  }
+  const auto token_blocks = static_cast<unsigned>(part.padded / outlier_batch_tokens);
+  const status s =
+      launch(&transpose_x_kernel<outlier_batch_threads>,
+             {dim3(static_cast<unsigned>(cols / 32), token_blocks), outlier_batch_threads, 0, pdl},
+             p, stream);
+  if (s != status::ok) return s;
+  return launch(&outlier_batch_kernel<outlier_batch_threads>,
+                {dim3(static_cast<unsigned>(tiles), token_blocks), outlier_batch_threads, 0, pdl},
+                p, stream);
+}
 
 /// Whether clusters and dependent launch can be had. Code for older cards may run on this one,
 /// translated: it knows neither.
@@ -147,7 +235,8 @@ template <int Bits>
                                      bool clusters, void* scratch, std::size_t scratch_bytes,
                                      cudaStream_t stream) noexcept {
   const int cols = args.matrices[0].w.layout.cols;
-  if (scratch == nullptr || scratch_bytes < large_batch_workspace_bytes(args.m, cols))
+  const large_batch_outliers outliers(args);
+  if (scratch == nullptr || scratch_bytes < outliers.bytes || outliers.tokens < args.m)
     return status::invalid_argument;
   if (!is_aligned(scratch, 16)) return status::misaligned;
   large_batch_params p{};
@@ -156,7 +245,7 @@ template <int Bits>
   p.count = args.count;
   p.swiglu = swiglu;
   p.wide = true;
-  int row_blocks = 0;
+  int row_blocks = 0, sum_rows = 0;
   if (plan.tokens == 0) return status::invalid_argument;
   for (int i = 0; i < args.count; ++i) {
     const gemm_matrix& from = args.matrices[i];
@@ -169,6 +258,8 @@ template <int Bits>
     to.row_tile_stride = l.row_tile_stride();
     to.row_tiles = l.row_tiles();
     to.first_block = row_blocks;
+    to.first_sum = sum_rows;
+    sum_rows += l.row_tiles() * packed_layout::tile_rows;
     if (swiglu && i == 1) break;
     const int block_rows = plan.rows / (swiglu ? 2 : 1);
     row_blocks += (l.rows + block_rows - 1) / block_rows;
@@ -186,8 +277,17 @@ template <int Bits>
   p.stages = plan.stages;
   p.replicas = plan.replicas;
   if (row_blocks > 65535) return status::invalid_argument;
-  const status s = launch_convert_x(args, p.padded_m, scratch, unscale, args.pdl && clusters,
-                                    stream, plan.tokens != 128);
+  status s = status::ok;
+  if (outliers.any) {
+    p.outliers =
+        reinterpret_cast<const float*>(static_cast<unsigned char*>(scratch) + outliers.sums);
+    p.outlier_stride = outliers.rows;
+    s = launch_outlier_batch(args, outliers, static_cast<unsigned char*>(scratch),
+                             args.pdl && clusters, stream);
+    if (s != status::ok) return s;
+  }
+  s = launch_convert_x(args, p.padded_m, scratch, unscale, args.pdl && clusters, stream,
+                       plan.tokens != 128);
   if (s != status::ok) return s;
   status launched = status::invalid_argument;  // sizes that no kernel has
   each_large_batch<Bits>([&](auto tokens, auto resident) {
@@ -203,8 +303,9 @@ template <int Bits>
 /// Y = X W^T for each matrix of `args`, queued on `stream` as two kernels: x is brought into the
 /// order of the tensor cores once for all matrices (bfloat16 as fp16 with a power of two per
 /// token), then multiplied. Sums are float, in an order that depends on the shapes, the precision
-/// and the card, and not on the run.
-/// @param scratch large_batch_workspace_bytes(args.m, cols) bytes, 16-byte aligned, any content;
+/// and the card, and not on the run. Outliers are summed by two more kernels first; with them, a
+/// call of more than 512 tokens is several.
+/// @param scratch large_batch_workspace_bytes(args) bytes, 16-byte aligned, any content;
 ///        args.workspace is not used
 /// @return invalid_argument (a null pointer, no token, an element type, columns not a multiple of
 ///         32, column groups, too little scratch), shape_mismatch, unsupported_bits (a view of
@@ -219,6 +320,16 @@ template <int Bits>
   s = properties(device);
   if (s != status::ok) return s;
   if (device.compute_capability < 80) return status::unsupported_device;
+  const detail::large_batch_outliers outliers(args);
+  if (outliers.tokens < args.m) {
+    for (int first = 0; first < args.m; first += outliers.tokens) {
+      s = large_batch<Bits>(
+          detail::token_range(args, first, std::min(outliers.tokens, args.m - first)), scratch,
+          scratch_bytes, stream);
+      if (s != status::ok) return s;
+    }
+    return status::ok;
+  }
   bool clusters = false;
   s = detail::large_batch_clusters<Bits>(device, clusters);
   if (s != status::ok) return s;

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: MIT
-// Weights on the card: packed planes (packed_layout.hpp), stored once, and a table for every
-// precision. packed_view is what kernels take, packed_weights owns the memory. Tested by
-// tests/kernels/cuda/packed_weights_test.cu.
+// Weights on the card: packed planes (packed_layout.hpp), stored once, a table for every precision,
+// and outliers that replace single weights at each of them (packed_outliers.hpp). packed_view is
+// what kernels take, packed_weights owns the memory. Tested by
+// tests/kernels/cuda/packed_weights_test.cu and outliers_test.cu.
 #pragma once
 
 #include <bitladder/core/bitplane.hpp>
 #include <bitladder/core/codebook.hpp>
 #include <bitladder/core/dtype.hpp>
+#include <bitladder/core/sparse_matrix.hpp>
 #include <bitladder/core/status.hpp>
 #include <bitladder/cuda/buffer.cuh>
 #include <bitladder/cuda/runtime.cuh>
 #include <bitladder/kernels/cuda/packed_layout.hpp>
+#include <bitladder/kernels/cuda/packed_outliers.hpp>
 #include <bitladder/kernels/cuda/repack.cuh>
 
 #include <cuda_runtime_api.h>
@@ -18,6 +21,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <utility>
 
 namespace bitladder {
@@ -31,13 +35,16 @@ struct packed_view {
   packed_layout layout{};
   int groups = 1;  ///< column groups with a table each; they divide the columns equally
   int bits = 0;    ///< precision of `tables`
+  packed_outliers_view outliers{};  ///< on the device too; none by default
 
   constexpr packed_table_layout table_layout() const { return {layout.rows, groups, bits}; }
-  /// Bytes that a product with these weights reads: planes and one table, no padding.
+  /// Bytes that a product with these weights reads: planes and one table, no padding; outliers as
+  /// they are stored.
   constexpr std::size_t touched_bytes() const {
     return static_cast<std::size_t>(layout.rows) *
-           (static_cast<std::size_t>(layout.cols) * static_cast<std::size_t>(bits) / 8 +
-            (static_cast<std::size_t>(groups) << bits) * sizeof(fp16_t));
+               (static_cast<std::size_t>(layout.cols) * static_cast<std::size_t>(bits) / 8 +
+                (static_cast<std::size_t>(groups) << bits) * sizeof(fp16_t)) +
+           outliers.bytes(layout.rows);
   }
 };
 
@@ -59,10 +66,21 @@ class packed_weights {
   ///         too_few_planes (tables above planes), out_of_memory
   [[nodiscard]] status upload(bitplane_view planes, const codebook_ladder& tables,
                               cudaStream_t stream) noexcept {
+    return upload(planes, tables, sparse_view(), stream);
+  }
+
+  /// The same with weights that replace those of codes and tables, at every precision.
+  /// @param outliers none, or of the shape of the planes, which hold one code for all outliers of a
+  /// row and column group
+  /// @return as above; shape_mismatch; bad_file (what find_fault and find_code_fault find)
+  [[nodiscard]] status upload(bitplane_view planes, const codebook_ladder& tables,
+                              sparse_view outliers, cudaStream_t stream) noexcept {
     *this = packed_weights();  // gives the old memory back before the new is asked for
     status s = check(planes, tables);
+    if (s == status::ok) s = check_outliers(planes, tables.groups(), outliers);
     if (s != status::ok) return s;
     s = fill(planes, tables, stream);
+    if (s == status::ok && !outliers.empty()) s = fill_outliers(planes, tables, outliers, stream);
     if (s != status::ok) *this = packed_weights();
     return s;
   }
@@ -81,6 +99,8 @@ class packed_weights {
     if (bits < min_bits_ || bits > max_bits_ || planes_.empty()) return v;
     v.tables = tables_[index(bits)].data();
     v.bits = bits;
+    v.outliers = {outlier_entries_.data(), outlier_heads_[index(bits)].data(),
+                  outlier_offsets_.data(), static_cast<int>(outlier_heads_[index(bits)].size())};
     return v;
   }
 
@@ -89,6 +109,9 @@ class packed_weights {
   void swap(packed_weights& other) noexcept {
     std::swap(planes_, other.planes_);
     std::swap(tables_, other.tables_);
+    std::swap(outlier_entries_, other.outlier_entries_);
+    std::swap(outlier_heads_, other.outlier_heads_);
+    std::swap(outlier_offsets_, other.outlier_offsets_);
     std::swap(layout_, other.layout_);
     std::swap(groups_, other.groups_);
     std::swap(min_bits_, other.min_bits_);
@@ -106,6 +129,43 @@ class packed_weights {
       return status::shape_mismatch;
     if (tables.max_bits() > planes.planes()) return status::too_few_planes;
     return status::ok;
+  }
+
+  static status check_outliers(const bitplane_view& planes, int groups,
+                               const sparse_view& outliers) noexcept {
+    if (outliers.empty()) return status::ok;
+    if (outliers.rows() != planes.rows() || outliers.cols() != planes.cols())
+      return status::shape_mismatch;
+    // A run's head has 10 bits for the span of columns.
+    if (planes.cols() > 1 << 26) return status::invalid_argument;
+    try {
+      const sparse_fault fault = find_fault(outliers, outliers.count());
+      return fault.code != status::ok ? fault.code : find_code_fault(outliers, planes, groups).code;
+    } catch (const std::exception&) {
+      return status::out_of_memory;
+    }
+  }
+
+  status fill_outliers(const bitplane_view& planes, const codebook_ladder& tables,
+                       const sparse_view& outliers, cudaStream_t stream) noexcept {
+    try {
+      const packed_outliers packed = pack_outliers(outliers, planes, tables);
+      status s = outlier_entries_.allocate(packed.entries.size());
+      if (s == status::ok) s = outlier_offsets_.allocate(packed.offsets.size());
+      if (s == status::ok)
+        s = outlier_entries_.upload(packed.entries.data(), packed.entries.size(), stream);
+      if (s == status::ok)
+        s = outlier_offsets_.upload(packed.offsets.data(), packed.offsets.size(), stream);
+      for (std::size_t i = 0; s == status::ok && i < packed.heads.size(); ++i) {
+        s = outlier_heads_[i].allocate(packed.heads[i].size());
+        if (s == status::ok)
+          s = outlier_heads_[i].upload(packed.heads[i].data(), packed.heads[i].size(), stream);
+      }
+      const status done = call_status(cudaStreamSynchronize(stream));
+      return s != status::ok ? s : done;
+    } catch (const std::exception&) {
+      return status::out_of_memory;
+    }
   }
 
   status fill(const bitplane_view& planes, const codebook_ladder& tables,
@@ -142,6 +202,9 @@ class packed_weights {
 
   buffer<std::uint32_t> planes_;
   std::array<buffer<fp16_t>, 8> tables_;  // at [bits - 1]
+  buffer<std::uint32_t> outlier_entries_;
+  std::array<buffer<std::uint32_t>, 8> outlier_heads_;  // at [bits - 1]
+  buffer<std::int32_t> outlier_offsets_;
   packed_layout layout_{};
   int groups_ = 1;
   int min_bits_ = 0;

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
-// Matrices of bits: products on the binary tensor cores and transposes. Device code only. Tested by
-// tests/kernels/cuda/gemm_test.cu.
+// Matrices of bits: products on the binary tensor cores, transposes, and what goes into them.
+// Device code only. Tested by tests/kernels/cuda/gemm_test.cu.
 #pragma once
 
 #include <bitladder/config.hpp>
 #include <bitladder/kernels/cuda/detail/ptx.cuh>
+
+#include <cuda_fp16.h>
 
 #include <cstdint>
 
@@ -62,6 +64,21 @@ __device__ __forceinline__ void transpose_bits(std::uint32_t (&w)[16]) {
       const std::uint32_t a = w[i], b = w[i + 1];
       w[i] = select<0x55555555u>(a, b << 1), w[i + 1] = select<0xAAAAAAAAu>(b, a >> 1);
     }
+}
+
+/// Two activations of a word.
+__device__ __forceinline__ void as_floats(std::uint32_t x, bool is_bf16, float& a, float& b) {
+  if (is_bf16) {
+    a = __uint_as_float(x << 16), b = __uint_as_float(x & 0xffff0000u);
+  } else {
+    const float2 f = __half22float2(*reinterpret_cast<const __half2*>(&x));
+    a = f.x, b = f.y;
+  }
+}
+
+/// 2^exponent, or NaN.
+__device__ __forceinline__ double power_of_two(bool finite, int exponent) {
+  return __hiloint2double(finite ? (1023 + exponent) << 20 : 0x7ff80000, 0);
 }
 
 }  // namespace detail

@@ -13,10 +13,13 @@
 // Activations are x = 2^e times an integer of 24 bits, e set by the largest |x| of the slice: an
 // error of at most 2^-23 of it per element; that of a coefficient is 2^-30 of the row's largest. If
 // any element is not finite, every result is NaN.
+//
+// Outliers are summed by outlier_sums.cuh and added in the end.
 #pragma once
 
 #include <bitladder/config.hpp>
 #include <bitladder/kernels/cuda/detail/bit_serial_bits.cuh>
+#include <bitladder/kernels/cuda/detail/bit_serial_outliers.cuh>
 #include <bitladder/kernels/cuda/detail/output.cuh>
 #include <bitladder/kernels/cuda/detail/ptx.cuh>
 #include <bitladder/kernels/cuda/detail/small_batch_units.cuh>
@@ -39,9 +42,11 @@ struct bit_serial_params {
   int block_items;          ///< results, in row tiles, of a block
   int larger_blocks;        ///< the first blocks, which have one more
   int batch_units;          ///< units whose sums fit in shared memory together, even if paired
+  int staged_runs;          ///< of outliers, that are there before the activations
 };
 
-template <int Bits, class Policy>
+/// @tparam Outliers whether any matrix has some: the code for them takes registers
+template <int Bits, class Policy, bool Outliers>
 struct bit_serial {
   static constexpr int warps = Policy::warps;
   static constexpr int threads = 32 * warps;
@@ -62,7 +67,7 @@ struct bit_serial {
   };
 
   // Shared memory: [planes on their way, 4 tiles a warp][scales of slices][activation planes]
-  // [coefficients][scales of rows][sums].
+  // [coefficients][scales of rows][sums][outliers].
   static constexpr int scale_offset = warps * slice_tiles * tile_bytes;
   BL_HOST_DEVICE static constexpr int slices(int col_tiles) {
     return (col_tiles + slice_tiles - 1) / slice_tiles;
@@ -77,8 +82,13 @@ struct bit_serial {
   BL_HOST_DEVICE static constexpr int unit_bytes(int col_tiles) {
     return (16 << Bits) * 4 + (1 + slices(col_tiles)) * 16 * 8;
   }
-  BL_HOST_DEVICE static constexpr int shared_bytes(int col_tiles, int units) {
+  BL_HOST_DEVICE static constexpr int outlier_offset(int col_tiles, int units) {
     return coefficient_offset(col_tiles) + units * unit_bytes(col_tiles);
+  }
+  using outlier_memory = bit_serial_outliers<threads, slice_cols>;
+  BL_HOST_DEVICE static constexpr int shared_bytes(int col_tiles, int units, int staged_runs) {
+    return outlier_offset(col_tiles, units) +
+           (Outliers ? outlier_memory::bytes(slices(col_tiles), units, staged_runs) : 0);
   }
 
   const bit_serial_params& params;
@@ -97,32 +107,6 @@ struct bit_serial {
     return reinterpret_cast<slice_scale*>(shared + scale_offset);
   }
 
-  __device__ void as_floats(std::uint32_t x, float& a, float& b) const {
-    if (p.x_is_bf16) {
-      a = __uint_as_float(x << 16), b = __uint_as_float(x & 0xffff0000u);
-    } else {
-      const float2 f = __half22float2(*reinterpret_cast<const __half2*>(&x));
-      a = f.x, b = f.y;
-    }
-  }
-
-  /// 2^exponent, or NaN.
-  __device__ static double power_of_two(bool finite, int exponent) {
-    return __hiloint2double(finite ? (1023 + exponent) << 20 : 0x7ff80000, 0);
-  }
-
-  /// 16 consecutive activations, zero past the last column.
-  __device__ void load_x(int col, std::uint32_t (&x)[8]) const {
-    uint4 a = make_uint4(0, 0, 0, 0), b = a;
-    if (col < p.cols) {
-      const uint4* from =
-          reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(p.x) + col);
-      a = from[0], b = from[1];
-    }
-    x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w;
-    x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
-  }
-
   /// Writes the bit-planes of all activations. A warp takes half a slice, a lane 16 columns of it:
   /// 4096 columns occupy 8 warps (H200, 4096 x 4096, 2 bits: 2.9 us; with a slice a warp 3.4).
   __device__ void share_x() const {
@@ -138,7 +122,8 @@ struct bit_serial {
       }
       slice_scale& scale_of_slice = scales()[i / 2];
       std::uint32_t x[8];
-      load_x((i * 32 + lane) * 16, x);
+      units.load_x_half_run((i * 32 + lane) * 16, x);
+      if constexpr (Outliers) outliers().share_x((i * 32 + lane) * 16, x);
       std::uint32_t pair = 0;  // magnitudes of fp16 and bf16 are ordered as integers
 #pragma unroll
       for (int k = 0; k < 8; ++k) pair = __vmaxu2(pair, x[k] & 0x7fff7fffu);
@@ -147,7 +132,7 @@ struct bit_serial {
       wait_for_warps(1 + warp / 2, 64);
       top = max(top, scale_of_slice.largest[half ^ 1]);
       float largest, unused;
-      as_floats(top, largest, unused);
+      as_floats(top, p.x_is_bf16, largest, unused);
       // The largest |x| is in [2^E, 2^(E+1)); integers are x 2^(22 - E), below 2^23.
       const int exponent = max(static_cast<int>(__float_as_uint(largest) >> 23), 27) - 127;
       const float scale = __uint_as_float(static_cast<unsigned>(22 - exponent + 127) << 23);
@@ -156,7 +141,7 @@ struct bit_serial {
 #pragma unroll
       for (int k = 0; k < 8; ++k) {
         float a, b;
-        as_floats(x[k], a, b);
+        as_floats(x[k], p.x_is_bf16, a, b);
         const int first = __float2int_rn(a * scale), second = __float2int_rn(b * scale);
         w[2 * k] = static_cast<std::uint32_t>(first);
         w[2 * k + 1] = static_cast<std::uint32_t>(second);
@@ -240,6 +225,11 @@ struct bit_serial {
       const bool finite = largest < 0x7f800000u;
       row_scales(i / 16)[i % 2 * 8 + i % 16 / 2] = power_of_two(finite, exponent - 29);
     }
+  }
+
+  __device__ __forceinline__ outlier_memory outliers() const {
+    return {units, shared + outlier_offset(p.col_tiles, params.batch_units), slices(p.col_tiles),
+            params.batch_units, params.staged_runs};
   }
 
   // --- products ----------------------------------------------------------------------------------
@@ -409,14 +399,21 @@ struct bit_serial {
     }
     if (next.left > 0) aim(next, done);
     count_tiles(next);
+    [[maybe_unused]] outlier_spans spans(p);
+    [[maybe_unused]] const auto batch_end = [&] {
+      return first_unit() + min(opaque(done) + params.batch_units, unit_count());
+    };
+    if constexpr (Outliers) spans.find(first_unit() + done, batch_end());
 #pragma unroll
     for (int i = 0; i < slice_tiles; ++i) request(next, i);
     share_coefficients(first_unit() + done, min(params.batch_units, unit_count() - done));
+    if constexpr (Outliers) outliers().fetch(spans, first_unit() + done, batch_end());
     if (done == 0) {
       wait_for_dependency();
       share_x();
     }
     __syncthreads();
+    [[maybe_unused]] bool summed = false;
 #pragma unroll 1
     while (next.tiles > 0) {
       const std::uint32_t* x =
@@ -439,6 +436,20 @@ struct bit_serial {
       const int after = next.slice;
       store_slice(c, after == 0 ? next.unit - 1 : next.unit,
                   after == 0 ? slice_count - 1 : after - 1);
+      // After its first slice a warp has registers for outliers, which have come with the first
+      // tile that was requested since, and the next ones are on their way.
+      if constexpr (Outliers) {
+        if (summed) continue;
+        summed = true;
+        copy_async_wait<slice_tiles - 1>();
+        outliers().sum(first_unit() + opaque(done), batch_end());
+      }
+    }
+    if constexpr (Outliers) {
+      if (!summed) {
+        copy_async_wait_all();
+        outliers().sum(first_unit() + opaque(done), batch_end());
+      }
     }
     __syncthreads();
     // One thread a result: the slices in order.
@@ -456,6 +467,7 @@ struct bit_serial {
 #pragma unroll 4
         for (int s = 1; s < slice_count; ++s) sum += from[s * 16];
         v = static_cast<float>(sum * row_scales(unit + half)[row]);
+        if constexpr (Outliers) v += outliers().row_sum(begin, (unit + half) * 16 + row);
         if (half < p.paired) gate = v;
       }
       units.write(begin + unit + p.paired, 0, row, gate, v);
@@ -464,12 +476,12 @@ struct bit_serial {
   }
 };
 
-template <int Bits>
+template <int Bits, bool Outliers>
 BL_KERNEL __launch_bounds__(32 * bit_serial_policy<Bits>::warps, bit_serial_policy<Bits>::blocks)
     bit_serial_kernel(const __grid_constant__ bit_serial_params params) {
   extern __shared__ __align__(128) unsigned char shared[];
   launch_dependents();
-  const bit_serial<Bits, bit_serial_policy<Bits>> body(params, shared);
+  const bit_serial<Bits, bit_serial_policy<Bits>, Outliers> body(params, shared);
 #pragma unroll 1
   for (int done = 0; done < body.unit_count(); done += params.batch_units) body.batch(done);
 }

@@ -16,6 +16,16 @@ inline namespace v0_1 {
 namespace cuda {
 namespace detail {
 
+/// What is in outliers is trusted.
+[[nodiscard]] inline status check_outliers(const packed_outliers_view& o) noexcept {
+  if (o.empty()) return status::ok;
+  if (o.runs < 0 || o.entries == nullptr || o.heads == nullptr || o.offsets == nullptr)
+    return status::invalid_argument;
+  return is_aligned(o.entries, 16) && is_aligned(o.heads, 4) && is_aligned(o.offsets, 4)
+             ? status::ok
+             : status::misaligned;
+}
+
 /// Everything about a call that can be wrong before the card is asked.
 [[nodiscard]] inline status check_gemm(int bits, const gemm_args& a) noexcept {
   const bool swiglu = a.epilogue == gemm_epilogue::swiglu;
@@ -41,6 +51,8 @@ namespace detail {
     if (m.w.groups < 1 || l.cols % m.w.groups != 0) return status::shape_mismatch;
     if (a.y_stride != 0 && a.y_stride < l.rows) return status::shape_mismatch;
     if (!is_aligned(m.w.planes, 16) || !is_aligned(m.w.tables, 16)) return status::misaligned;
+    const status outliers = check_outliers(m.w.outliers);
+    if (outliers != status::ok) return outliers;
     for (const void* p : {static_cast<const void*>(m.y), m.bias, m.residual})
       if (!is_aligned(p, size_of(a.y_type))) return status::misaligned;
     tiles += l.row_tiles();

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: MIT
 // Packed weights back to numbers. A block takes one row tile, whose table stands in shared memory,
 // and its warps take column tiles in turn; a quarter of a row's run in every lane becomes 16-byte
-// stores that are contiguous over four lanes. Device code only. Tested by
-// tests/kernels/cuda/dequantize_test.cu.
+// stores that are contiguous over four lanes. Outliers are written over them in the end. Device
+// code only. Tested by tests/kernels/cuda/dequantize_test.cu and outliers_test.cu.
 #pragma once
 
 #include <bitladder/config.hpp>
 #include <bitladder/core/dtype.hpp>
 #include <bitladder/kernels/cuda/detail/decode.cuh>
+#include <bitladder/kernels/cuda/detail/outlier_runs.cuh>
+#include <bitladder/kernels/cuda/detail/output.cuh>
 #include <bitladder/kernels/cuda/detail/ptx.cuh>
 #include <bitladder/kernels/cuda/packed_layout.hpp>
+#include <bitladder/kernels/cuda/packed_outliers.hpp>
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -32,6 +35,7 @@ struct dequantize_params {
   int row_count;  ///< rows to write
   int groups;
   dtype type;
+  packed_outliers_view outliers;
 };
 
 /// Threads of a block.
@@ -205,6 +209,26 @@ BL_KERNEL __launch_bounds__(dequantize_threads, 2)
         if (row < rows_left && at < p.layout.cols) store_eight(p.type, to, at, item[i]);
       }
     }
+  }
+  if (p.outliers.empty()) return;
+  // Over what this block wrote: the column tiles that its warps take.
+  __syncthreads();
+  const std::int32_t* const offsets = p.outliers.offsets + row_tile * packed_layout::tile_rows;
+  const int end = offsets[packed_layout::tile_rows];
+  const int row_end = lane < packed_layout::tile_rows ? offsets[lane + 1] : end + 1;
+  for (int run = offsets[0] + warp; run < end; run += warps) {
+    const int row = __popc(__ballot_sync(~0u, row_end <= run));
+    const std::uint32_t head = p.outliers.heads[run];
+    const std::uint32_t entry = p.outliers.entries[static_cast<std::size_t>(run) * 32 + lane];
+    const int column = outlier_first_col(head) + static_cast<int>(entry & 0xffffu);
+    if (lane < outlier_count(head) && row < rows_left &&
+        column / packed_layout::tile_cols / warps % static_cast<int>(gridDim.y) ==
+            static_cast<int>(blockIdx.y))
+      write_element(
+          p.type, p.out,
+          (static_cast<std::int64_t>(blockIdx.x) * packed_layout::tile_rows + row) * p.out_stride +
+              column,
+          outlier_value(entry));
   }
 }
 

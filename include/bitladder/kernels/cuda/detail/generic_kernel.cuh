@@ -2,11 +2,13 @@
 // The product that needs nothing but a warp: column groups of any size, any card, no shared memory.
 // It reads the packed planes and tables (packed_layout.hpp) and adds in the order of
 // kernels/cpu/order.hpp, so its float sums equal the CPU reference's bit for bit, whatever the
-// batch. Tested by tests/kernels/cuda/generic_test.cu.
+// batch. Outliers are added to them in the order of outlier_runs.cuh. Tested by
+// tests/kernels/cuda/generic_test.cu and outliers_test.cu.
 #pragma once
 
 #include <bitladder/config.hpp>
 #include <bitladder/core/dtype.hpp>
+#include <bitladder/kernels/cuda/detail/outlier_runs.cuh>
 #include <bitladder/kernels/cuda/detail/output.cuh>
 #include <bitladder/kernels/cuda/packed_layout.hpp>
 
@@ -27,6 +29,7 @@ struct generic_matrix {
   const fp16_t* tables;         ///< packed, of the precision in use
   packed_layout layout;
   int groups;  ///< divides the columns
+  outlier_source outliers;
   output_row_params to;
 };
 
@@ -135,8 +138,45 @@ __device__ __forceinline__ float generic_dot(const generic_params& p, const gene
   return mine;
 }
 
+/// The outliers' part of generic_dot, in the same lanes.
+template <int Tokens>
+__device__ __forceinline__ float generic_outliers(const generic_params& p, const generic_matrix& w,
+                                                  int row_tile, int g, int first) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  float mine = 0;
+#pragma unroll 1
+  for (int half = 0; half < 2; ++half) {
+    const std::int32_t* const runs =
+        w.outliers.offsets + row_tile * packed_layout::tile_rows + g + 8 * half;
+    const int end = __ldg(runs + 1);
+    float sum[Tokens] = {};
+#pragma unroll 1
+    for (int run = __ldg(runs); run < end; run += 4) {
+      outlier_share share{};
+      const int at = run + lane / 8;
+      if (at < end) share = load_outliers(w.outliers, at, lane % 8);
+#pragma unroll
+      for (int t = 0; t < Tokens; ++t) {
+        const int token = first + t < p.m ? first + t : p.m - 1;
+        const std::uint16_t* x = static_cast<const std::uint16_t*>(p.x) + token * p.x_stride;
+        const float v = add_outlier_lanes(multiply_outliers(
+            share, [x](int col) { return x[col]; }, p.x_is_bf16, lane % 8));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float next = __shfl_sync(0xffffffffu, v, 8 * i);
+          if (run + i < end) sum[t] += next;
+        }
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < Tokens; ++t)
+      if (lane == generic_tokens * half + t) mine = sum[t];
+  }
+  return mine;
+}
+
 /// The rows g and g + 8 of a row tile for tokens first .. first + Tokens - 1.
-template <int Bits, int Tokens>
+template <int Bits, int Tokens, bool Outliers>
 __device__ __forceinline__ void generic_tile(const generic_params& p, int row_tile, int g,
                                              int first) {
   const int lane = static_cast<int>(threadIdx.x % 32);
@@ -145,6 +185,9 @@ __device__ __forceinline__ void generic_tile(const generic_params& p, int row_ti
   for (int i = 0; i < p.parts; ++i) {
     gate = sum;
     sum = generic_dot<Bits, Tokens>(p, p.matrices[i], row_tile, g, first);
+    if constexpr (Outliers)
+      if (p.matrices[i].outliers.offsets != nullptr)
+        sum += generic_outliers<Tokens>(p, p.matrices[i], row_tile, g, first);
   }
   const int row = row_tile * packed_layout::tile_rows + g + 8 * (lane / generic_tokens);
   const int t = lane % generic_tokens;
@@ -157,7 +200,8 @@ __device__ __forceinline__ void generic_tile(const generic_params& p, int row_ti
 }
 
 /// One block per row tile.
-template <int Bits>
+/// @tparam Outliers whether any matrix has some: the code for them takes registers
+template <int Bits, bool Outliers>
 BL_KERNEL __launch_bounds__(generic_threads, 3)
     generic_kernel(const __grid_constant__ generic_params p) {
   const int row_tile = static_cast<int>(blockIdx.x);
@@ -165,9 +209,9 @@ BL_KERNEL __launch_bounds__(generic_threads, 3)
   if (row_tile * packed_layout::tile_rows + g >= p.matrices[0].to.rows) return;  // whole warps
   for (int first = 0; first < p.m; first += generic_tokens) {
     if (p.m - first == 1)
-      generic_tile<Bits, 1>(p, row_tile, g, first);
+      generic_tile<Bits, 1, Outliers>(p, row_tile, g, first);
     else
-      generic_tile<Bits, generic_tokens>(p, row_tile, g, first);
+      generic_tile<Bits, generic_tokens, Outliers>(p, row_tile, g, first);
   }
 }
 

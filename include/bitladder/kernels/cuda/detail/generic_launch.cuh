@@ -8,6 +8,7 @@
 #include <bitladder/core/status.hpp>
 #include <bitladder/cuda/runtime.cuh>
 #include <bitladder/kernels/cuda/detail/generic_kernel.cuh>
+#include <bitladder/kernels/cuda/detail/outlier_source.cuh>
 #include <bitladder/kernels/cuda/gemm_args.cuh>
 
 #include <cuda_runtime_api.h>
@@ -21,7 +22,10 @@ namespace detail {
 template <int Bits>
 [[nodiscard]] status launch_generic(const generic_params& p, cudaStream_t stream) noexcept {
   const unsigned blocks = static_cast<unsigned>(p.matrices[0].layout.row_tiles());
-  generic_kernel<Bits><<<blocks, generic_threads, 0, stream>>>(p);
+  if (p.matrices[0].outliers.offsets != nullptr || p.matrices[1].outliers.offsets != nullptr)
+    generic_kernel<Bits, true><<<blocks, generic_threads, 0, stream>>>(p);
+  else
+    generic_kernel<Bits, false><<<blocks, generic_threads, 0, stream>>>(p);
   return launch_status();
 }
 
@@ -43,6 +47,7 @@ template <int Bits>
                           m.w.tables,
                           m.w.layout,
                           m.w.groups,
+                          source_of(m.w.outliers),
                           {m.y, m.bias, m.residual, a.y_stride != 0 ? a.y_stride : rows, rows}};
     }
     const status s = launch_generic<Bits>(p, stream);

@@ -28,12 +28,15 @@ struct large_batch_matrix {
   std::size_t row_tile_stride;  ///< words of the planes
   int row_tiles;
   int first_block;  ///< of the launch's row blocks
+  int first_sum;    ///< of its rows among the outliers' sums
 };
 
 struct large_batch_params {
   large_batch_matrix matrices[4];
   const unsigned char* x;  ///< the image that convert_x_kernel writes
   const float* unscale;    ///< per token
+  const float* outliers;   ///< [m, outlier_stride] sums of whole row tiles, to be added; or null
+  std::int64_t outlier_stride;
   output_params out;
   int count;
   int first_block;  ///< of this launch
@@ -192,6 +195,18 @@ __device__ __forceinline__ void write_tile(const large_batch_params& p, unsigned
       }
       return s;
     };
+    const auto add_outliers = [&](int lane_of_token, int token, float(&v)[4]) {
+      const int gate_lanes = p.swiglu ? lanes / 2 : lanes;
+      const large_batch_matrix& m = p.matrices[first.matrix + lane_of_token / gate_lanes];
+      const int row = row0 + lane_of_token % gate_lanes * 4;
+      if (row >= m.row_tiles * packed_layout::tile_rows) return;
+      const float4 more = *reinterpret_cast<const float4*>(p.outliers + token * p.outlier_stride +
+                                                           m.first_sum + row);
+      v[0] += more.x;
+      v[1] += more.y;
+      v[2] += more.z;
+      v[3] += more.w;
+    };
     if (ranks > 1) {
       // The groups of a block first: the others' memory is far.
       if (Shape::groups > 1) {
@@ -225,6 +240,7 @@ __device__ __forceinline__ void write_tile(const large_batch_params& p, unsigned
         }
       }
       float v[4] = {s.x * unscale, s.y * unscale, s.z * unscale, s.w * unscale};
+      if (p.outliers != nullptr && token < p.m) add_outliers(lane % lanes, token, v);
       float up[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) up[i] = __shfl_down_sync(~0u, v[i], lanes / 2);

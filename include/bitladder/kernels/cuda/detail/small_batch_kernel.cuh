@@ -7,7 +7,8 @@
 // The order of summation is one for every number of tokens, of blocks and of matrices in a launch:
 // a column tile (256 columns) is one chain of 16 mma steps; the 16 tiles of a group (4096 columns)
 // are added as a tree of halves (tile t + tile t + 8, then + 4, + 2, + 1); the groups are added in
-// order. Tiles past the last column add zero.
+// order. Tiles past the last column add zero. Where there are outliers, their sum
+// (outlier_sums.cuh) comes before the first group.
 //
 // A block's warps divide the columns and share the tables and sums of a turn (one or two units, a
 // unit being a row tile). Nobody waits for the slowest warp of a turn: half way through it a warp
@@ -19,6 +20,7 @@
 #include <bitladder/kernels/cuda/detail/decode.cuh>
 #include <bitladder/kernels/cuda/detail/lut.cuh>
 #include <bitladder/kernels/cuda/detail/ptx.cuh>
+#include <bitladder/kernels/cuda/detail/small_batch_outliers.cuh>
 #include <bitladder/kernels/cuda/detail/small_batch_sums.cuh>
 #include <bitladder/kernels/cuda/detail/small_batch_units.cuh>
 #include <bitladder/kernels/cuda/detail/small_batch_x.cuh>
@@ -34,8 +36,10 @@ inline namespace v0_1 {
 namespace cuda {
 namespace detail {
 
-template <int Bits, class Policy>
+/// @tparam Outliers whether any matrix has some: the code for them takes registers
+template <int Bits, class Policy, bool Outliers>
 struct small_batch : small_batch_units {
+  static constexpr bool outliers_come = Outliers;
   static constexpr int warps = Policy::warps;
   static constexpr int threads = 32 * warps;
   static constexpr int tokens = Policy::tokens;
@@ -307,7 +311,8 @@ struct small_batch : small_batch_units {
   /// With one stage of tables: before a turn but the first.
   __device__ __forceinline__ void meet(pass_state& s) const {
     __syncthreads();
-    sums().finish(s.unit - turn_units, s.end, s.turn - 1, ~s.turn & 1, s.chunk, s.groups, s.gate);
+    sums().finish(s.begin, s.unit - turn_units, s.end, s.turn - 1, ~s.turn & 1, s.chunk, s.groups,
+                  s.gate);
     store_tables(s, 0);
     load_tables(s, s.unit + turn_units);
     __syncthreads();
@@ -318,7 +323,8 @@ struct small_batch : small_batch_units {
     const int other = ~s.turn & 1;
     if (s.unit > s.begin) {
       split_barrier_wait(done(), static_cast<std::uint32_t>(other));
-      sums().finish(s.unit - turn_units, s.end, s.turn - 1, other, s.chunk, s.groups, s.gate);
+      sums().finish(s.begin, s.unit - turn_units, s.end, s.turn - 1, other, s.chunk, s.groups,
+                    s.gate);
     }
     if (s.unit + turn_units < s.end) {
       store_tables(s, other);
@@ -392,17 +398,22 @@ struct small_batch : small_batch_units {
 
     // Planes and tables come first: they do not depend on the kernel before.
     load_tables(s, begin);
+    small_batch_outliers<small_batch> outliers(*this, begin, end, Outliers && chunk == 0);
+    outliers.find();
     aim(s.next, begin, s.first_tile);
 #pragma unroll
     for (int i = 0; i < Policy::depth; ++i) request(s);
+    outliers.fetch();
     store_tables(s, Policy::lut_stages == 1 ? 0 : s.turn & 1);
     load_tables(s, begin + turn_units);
+    outliers.sum_all();
     if (chunk == 0) wait_for_dependency();
     tile_x x[x_tiles];
     if constexpr (Policy::x_in_shared)
       activations().share(s.first_tile, s.tiles, s.groups);
     else
       activations().load(s.first_tile, x);
+    outliers.sum_shared();
     __syncthreads();
 
 #pragma unroll 1
@@ -426,7 +437,8 @@ struct small_batch : small_batch_units {
       __syncthreads();
     else
       split_barrier_wait(done(), ~s.turn & 1u);
-    sums().finish(s.unit - turn_units, end, s.turn - 1, ~s.turn & 1, s.chunk, s.groups, s.gate);
+    sums().finish(begin, s.unit - turn_units, end, s.turn - 1, ~s.turn & 1, s.chunk, s.groups,
+                  s.gate);
     // The next pass writes where this one may still read.
     if (chunk + 1 < p.chunks) __syncthreads();
   }
@@ -449,7 +461,7 @@ BL_HOST_DEVICE constexpr bool has_roomy_blocks(int architecture) {
 
 /// Blocks take equal runs of all items, in order. Only one form of each kernel has a body: the
 /// launcher asks which.
-template <int Bits, int Tokens, bool Roomy>
+template <int Bits, int Tokens, bool Roomy, bool Outliers>
 BL_KERNEL __launch_bounds__(32 * small_batch_policy<Bits, Tokens, Roomy>::warps,
                             small_batch_policy<Bits, Tokens, Roomy>::blocks)
     small_batch_kernel(const __grid_constant__ small_batch_params p) {
@@ -461,7 +473,7 @@ BL_KERNEL __launch_bounds__(32 * small_batch_policy<Bits, Tokens, Roomy>::warps,
     const int begin = static_cast<int>(items * blockIdx.x / gridDim.x) << p.paired;
     const int end = static_cast<int>(items * (blockIdx.x + 1) / gridDim.x) << p.paired;
     if (begin >= end) return;
-    const small_batch<Bits, small_batch_policy<Bits, Tokens, Roomy>> body(p, shared);
+    const small_batch<Bits, small_batch_policy<Bits, Tokens, Roomy>, Outliers> body(p, shared);
     body.run(begin, end);
   }
 #else

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <bitladder/config.hpp>
+#include <bitladder/kernels/cuda/detail/outlier_sums.cuh>
 #include <bitladder/kernels/cuda/detail/ptx.cuh>
 #include <bitladder/kernels/cuda/detail/small_batch_units.cuh>
 #include <bitladder/kernels/cuda/packed_layout.hpp>
@@ -110,8 +111,9 @@ struct small_batch_sums {
   /// Finishes a turn whose shares all lie in `buffer`, one output a lane. `gate` carries the first
   /// part of a pair to the second, in the same thread; so do the sums of earlier passes go from
   /// thread to thread of the same block, which is why they need no fence.
-  __device__ void finish(int first_unit, int end, int turn, int buffer, int chunk, int groups,
-                         float& gate) const {
+  /// @param begin of the block's units
+  __device__ void finish(int begin, int first_unit, int end, int turn, int buffer, int chunk,
+                         int groups, float& gate) const {
     const int lane = opaque(this->lane);
     // The two units of a turn go to different warps, but a pair's to one; a single token needs one
     // warp a unit, different ones every time.
@@ -131,7 +133,14 @@ struct small_batch_sums {
       const int unit = first_unit + i;
       float* so_far = units.p.partial + static_cast<std::size_t>(unit) * outputs + output;
       float sum = group_sum(partial_sums(buffer, i, 0), token, row);
-      if (chunk > 0) sum = *so_far + sum;
+      if (chunk > 0 || (Shape::outliers_come && tokens > 1))
+        sum = *so_far + sum;
+      else if constexpr (Shape::outliers_come)
+        sum = load_shared_f32(base + static_cast<std::uint32_t>(
+                                         units.p.outlier_offset + outlier_block::head_bytes +
+                                         (2 * units.p.outlier_units + unit - begin) * outputs * 4 +
+                                         output * 4)) +
+              sum;
 #pragma unroll 1
       for (int k = 1; k < groups; ++k) sum += group_sum(partial_sums(buffer, i, k), token, row);
       if (chunk + 1 < units.p.chunks)

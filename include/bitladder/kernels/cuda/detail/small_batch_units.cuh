@@ -6,6 +6,7 @@
 
 #include <bitladder/config.hpp>
 #include <bitladder/core/dtype.hpp>
+#include <bitladder/kernels/cuda/detail/outlier_source.cuh>
 #include <bitladder/kernels/cuda/detail/output.cuh>
 #include <bitladder/kernels/cuda/packed_layout.hpp>
 
@@ -26,6 +27,7 @@ struct small_batch_params {
     std::uint32_t row_tile_stride;  ///< words
     output_row_params out;
     int first_unit;  ///< number of its first row tile among all; not used for a pair
+    outlier_source outliers;
   };
   static constexpr int max_matrices = 4;
 
@@ -43,7 +45,12 @@ struct small_batch_params {
   bool x_is_bf16;
   int m;
   output_params out;
-  float* partial;  ///< [units][tokens * 16] sums of the passes before, for chunks > 1
+  float* partial;  ///< [units][tokens * 16] sums of the passes before, for chunks > 1; of the
+                   ///< outliers before the first pass
+  std::uint16_t* x_by_col;  ///< [cols, tokens] for the outliers of several tokens
+  int outlier_offset;       ///< of what a block keeps of them in its shared memory, for one token
+  int outlier_units;        ///< most units of a block, for one token
+  int outlier_staged;       ///< runs for which there is room before the loop, a multiple of 4
 };
 
 /// A block's view of the launch.
@@ -95,6 +102,18 @@ struct small_batch_units {
 #pragma unroll
       for (int i = 0; i < 16; ++i) x[i] = 0;
     }
+  }
+
+  /// 16 of the first token, zero past the last column.
+  __device__ void load_x_half_run(int col, std::uint32_t (&x)[8]) const {
+    uint4 a = make_uint4(0, 0, 0, 0), b = a;
+    if (col < p.cols) {
+      const uint4* from =
+          reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(p.x) + col);
+      a = from[0], b = from[1];
+    }
+    x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w;
+    x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
   }
 
   __device__ void write(int unit, int token, int row, float gate, float sum) const {
