@@ -72,6 +72,7 @@ class random_model {
 
  private:
   static constexpr int min_bits = 2, max_bits = 8;
+  static constexpr std::size_t most_drawn = std::size_t{1} << 22;
 
   static std::string config(const model_shape& s) {
     return R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",)"
@@ -107,11 +108,11 @@ class random_model {
     return all;
   }
 
-  /// So many numbers are drawn; more are these again and again, as drawing takes longer than
+  /// most_drawn numbers are drawn; more are these again and again, as drawing takes longer than
   /// writing.
   template <class T>
   std::vector<T> random_values(std::size_t count) {
-    constexpr std::size_t most = std::size_t{1} << 22;
+    constexpr std::size_t most = most_drawn;
     std::vector<T> values(count);
     for (std::size_t i = 0; i < std::min(count, most); ++i) {
       const float f =
@@ -141,8 +142,11 @@ class random_model {
     bitladder::checkpoint_writer writer(path_, plan, "random");
     for (const auto& l : plan.linears) {
       bitladder::bitplane_tensor planes(bitladder::bitplane_layout{l.rows, l.cols, max_bits});
-      for (std::size_t i = 0; i < planes.layout().total_words(); ++i)
+      const std::size_t words = planes.layout().total_words();
+      for (std::size_t i = 0; i < std::min(words, most_drawn); ++i)
         planes.data()[i] = static_cast<std::uint32_t>(rng_());
+      for (std::size_t i = most_drawn; i < words; i += most_drawn)
+        std::copy_n(planes.data(), std::min(most_drawn, words - i), planes.data() + i);
       if (l.cols % 32 != 0)  // bits past the last column are zero
         for (int p = 0; p < max_bits; ++p)
           for (int r = 0; r < l.rows; ++r)

@@ -18,7 +18,8 @@ namespace cli {
 namespace {
 
 struct demo_arguments {
-  std::string model, original, text, prompt = "Once upon a time there was", json, svg;
+  std::string model, original, text, prompt = "Once upon a time there was", json, svg,
+                                     device = "cpu";
   std::vector<int> bits;
   measure_options measure;
   int tokens = 48, threads = 0;
@@ -32,11 +33,11 @@ void continue_prompt(const run_at& r, const demo_arguments& a, row& to) {
   llama::generate_options options;
   options.max_new_tokens = a.tokens;
   options.stop_at_end_token = false;
-  auto& session = r.where->session();
-  session.truncate(0);
-  const llama::generation g =
-      llama::generate(session, r.where->tokenizer(), a.prompt, r.bits, options,
-                      [](std::string_view text) { std::cout << text << std::flush; });
+  const llama::generation g = r.where->with_session([&](auto& session) {
+    session.truncate(0);
+    return llama::generate(session, r.where->tokenizer(), a.prompt, r.bits, options,
+                           [](std::string_view text) { std::cout << text << std::flush; });
+  });
   std::cout << "\n\n";
   to["tokens_per_second"] = g.tokens_per_second();
   to["text"] = a.prompt + g.text;
@@ -44,7 +45,7 @@ void continue_prompt(const run_at& r, const demo_arguments& a, row& to) {
 
 void run(demo_arguments& a) {
   bitladder::thread_pool pool(a.threads);
-  ladder models(a.model, a.original, pool);
+  ladder models(a.model, a.original, pool, 0, a.device);
   const std::vector<run_at> runs = models.runs(a.bits);
   const std::vector<int> tokens =
       a.text.empty() ? std::vector<int>() : read_tokens(models.main().tokenizer(), a.text, a.join);
@@ -103,6 +104,7 @@ void add_demo(CLI::App& app) {
   c->add_option("--max-windows", a->measure.max_windows, "Stop after this many; 0: the whole text")
       ->capture_default_str();
   c->add_flag("!--keep-lines", a->join, "Do not join lines that were wrapped by hand");
+  add_device(*c, a->device);
   c->add_option("--threads", a->threads,
                 "Threads; 0 takes all. Text and perplexity do not depend on it")
       ->check(CLI::NonNegativeNumber)

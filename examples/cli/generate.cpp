@@ -19,7 +19,7 @@ namespace cli {
 namespace {
 
 struct generate_arguments {
-  std::string model, prompt, prompt_file, schedule, json;
+  std::string model, prompt, prompt_file, schedule, json, device = "cpu";
   int bits = -1, threads = 0;
   llama::generate_options options;
   bool ignore_end = false, quiet = false;
@@ -40,7 +40,7 @@ std::string precision_text(const llama::generation& g) {
 
 void run(generate_arguments& a) {
   bitladder::thread_pool pool(a.threads);
-  runner r(a.model, pool);
+  runner r(a.model, pool, 0, a.device);
   // The widest precision of the file if none was named.
   const int bits = a.bits < 0 ? r.model().precisions().back() : r.model().checked_precision(a.bits);
   const llama::precision_plan plan =
@@ -50,9 +50,10 @@ void run(generate_arguments& a) {
   const std::string prompt = a.prompt_file.empty() ? a.prompt : read_file(a.prompt_file);
   a.options.stop_at_end_token = !a.ignore_end;
   std::cout << prompt << std::flush;
-  const llama::generation g =
-      llama::generate(r.session(), r.tokenizer(), prompt, plan, a.options,
-                      [](std::string_view text) { std::cout << text << std::flush; });
+  const llama::generation g = r.with_session([&](auto& session) {
+    return llama::generate(session, r.tokenizer(), prompt, plan, a.options,
+                           [](std::string_view text) { std::cout << text << std::flush; });
+  });
   std::cout << std::endl;
   double bytes = 0;  // of a decode step, in the mean; of the prompt if that is all
   const std::size_t first = g.bits.size() > 1 ? 1 : 0;
@@ -113,6 +114,7 @@ void add_generate(CLI::App& app) {
       ->capture_default_str();
   c->add_option("--seed", a->options.sampling.seed, "Seed of the draws")->capture_default_str();
   c->add_flag("--ignore-end", a->ignore_end, "Write on after an end token");
+  add_device(*c, a->device);
   c->add_option("--threads", a->threads, "Threads; 0 takes all. The text does not depend on it")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

@@ -51,7 +51,8 @@ inline row measure_perplexity(const run_at& r, const std::vector<int>& tokens,
     std::snprintf(text, sizeof text, "perplexity %.2f", so_far);
     bar->update(done, text);
   };
-  const evaluate::perplexity_result p = evaluate::perplexity(r.where->session(), tokens, options);
+  const evaluate::perplexity_result p = r.where->with_session(
+      [&](auto& session) { return evaluate::perplexity(session, tokens, options); });
   return {{"bits", r.bits},
           {"perplexity", p.perplexity},
           {"tokens_per_second", p.tokens_per_second},

@@ -16,7 +16,7 @@ namespace cli {
 namespace {
 
 struct perplexity_arguments {
-  std::string model, original, text, json, svg;
+  std::string model, original, text, json, svg, device = "cpu";
   std::vector<int> bits;
   measure_options measure;
   int threads = 0;
@@ -25,7 +25,7 @@ struct perplexity_arguments {
 
 void run(perplexity_arguments& a) {
   bitladder::thread_pool pool(a.threads);
-  ladder models(a.model, a.original, pool, a.measure.window);
+  ladder models(a.model, a.original, pool, a.measure.window, a.device);
   const std::vector<run_at> runs = models.runs(a.bits);
   const std::vector<int> tokens = read_tokens(models.main().tokenizer(), a.text, a.join);
   std::vector<row> rows;
@@ -68,6 +68,7 @@ void add_perplexity(CLI::App& app) {
   c->add_option("--max-windows", a->measure.max_windows, "Stop after this many; 0: the whole text")
       ->capture_default_str();
   c->add_flag("--join-paragraphs", a->join, "Join lines that were wrapped by hand");
+  add_device(*c, a->device);
   c->add_option("--threads", a->threads, "Threads; 0 takes all. Perplexities do not depend on it")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A model with what running it takes: threads, tokenizer, backend and one session. Commands that
+// A model with what running it takes: threads, tokenizer, backend and one session, of the CPU or of
+// a card. Commands that
 // compare precisions also open the unquantized original, as "0 bits".
 #pragma once
 
@@ -10,6 +11,11 @@
 #include <llama/forward.hpp>
 #include <llama/model.hpp>
 #include <llama/tokenizer.hpp>
+#ifdef BL_HAS_CARD
+#include <llama/cuda_engine.hpp>
+#endif
+
+#include <cli/device.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -24,22 +30,52 @@ namespace cli {
 class runner {
  public:
   /// @param path folder or GGUF file of the model
-  /// @param capacity most tokens of the session; 0 takes the model's context
-  runner(const std::filesystem::path& path, bitladder::thread_pool& pool, int capacity = 0)
+  /// @param capacity most tokens of the session; 0 takes the model's context, on a card
+  /// card_context of it at most
+  /// @param device cpu or cuda
+  runner(const std::filesystem::path& path, bitladder::thread_pool& pool, int capacity = 0,
+         const std::string& device = "cpu")
       : model_(path),
         tokenizer_(llama::tokenizer::of_model(path)),
         backend_(model_, &pool),
-        session_(backend_, capacity) {}
+        session_(backend_, capacity) {
+    if (device == "cpu") return;
+#ifdef BL_HAS_CARD
+    llama::card_options options;
+    options.context = capacity > 0 ? capacity : std::min(model_.config().context, card_context);
+    options.exact_batches = false;  // there is one sequence
+    engine_ = std::make_unique<llama::card_engine>(model_, options);
+    card_session_ = std::make_unique<llama::session<llama::card_engine>>(*engine_);
+#else
+    throw_no_card();
+#endif
+  }
 
   const llama::model& model() const { return model_; }
   const llama::tokenizer& tokenizer() const { return tokenizer_; }
-  llama::session<llama::cpu_backend>& session() { return session_; }
+  /// f(the session), whose type depends on the device.
+  template <class F>
+  auto with_session(F&& f) {
+#ifdef BL_HAS_CARD
+    if (card_session_ != nullptr) return f(*card_session_);
+#endif
+    return f(session_);
+  }
 
  private:
+#ifdef BL_HAS_CARD
+  /// Keys and values of a card take their memory at once.
+  static constexpr int card_context = 8192;
+#endif
+
   llama::model model_;
   llama::tokenizer tokenizer_;
   llama::cpu_backend backend_;
   llama::session<llama::cpu_backend> session_;
+#ifdef BL_HAS_CARD
+  std::unique_ptr<llama::card_engine> engine_;
+  std::unique_ptr<llama::session<llama::card_engine>> card_session_;
+#endif
 };
 
 /// A precision and the model that runs it.
@@ -53,11 +89,12 @@ class ladder {
  public:
   /// @param original the unquantized model; empty if 0 bits are not wanted
   /// @param capacity most tokens of a session; 0 takes the model's context
+  /// @param device cpu or cuda
   ladder(const std::string& folder, const std::string& original, bitladder::thread_pool& pool,
-         int capacity = 0)
-      : main_(folder, pool, capacity) {
+         int capacity = 0, const std::string& device = "cpu")
+      : main_(folder, pool, capacity, device) {
     if (original.empty()) return;
-    original_ = std::make_unique<runner>(original, pool, capacity);
+    original_ = std::make_unique<runner>(original, pool, capacity, device);
     if (original_->model().quantized())
       throw bitladder::error(
           bitladder::status::invalid_argument,
