@@ -26,8 +26,10 @@ constexpr int attention_threads = 256;
 constexpr int attention_warps = attention_threads / 32;
 constexpr int attention_parts = 8;  ///< blocks of a kv head
 
-/// Positions of a tile that a group of lanes takes: what registers allow to be in flight.
-BL_HOST_DEVICE constexpr int attention_rounds(int heads) { return heads == 1 ? 8 : 4; }
+/// Positions of a tile that a group of lanes takes. With 8 for lone heads, which registers allow,
+/// attention of 32 heads took 7.6 us at 128 positions instead of 5.5, and 34.7 at 4096 instead of
+/// 27.4 (H200).
+constexpr int attention_rounds = 4;
 
 /// Below every score, and finite: a group without positions has this maximum and the sum 0.
 constexpr float lowest_score = -1e30f;
@@ -106,7 +108,7 @@ template <int Lanes, int Heads>
 BL_KERNEL __launch_bounds__(attention_threads, 2)
     decode_attention_kernel(const decode_attention_params p) {
   constexpr int width = 8 * Lanes, groups = attention_threads / Lanes;
-  constexpr int rounds = attention_rounds(Heads), tile = rounds * groups;
+  constexpr int rounds = attention_rounds, tile = rounds * groups;
   static_assert(Heads * width <= 2 * attention_threads, "shared memory below 48 KiB");
   __shared__ decode_attention_shared<Lanes, Heads> s;
   const decode_attention_args& a = p.args;
@@ -170,7 +172,7 @@ BL_KERNEL __launch_bounds__(attention_threads, 2)
   const int begin = a.window > 0 ? max(0, position + 1 - a.window) : 0;
   const int first_tile = begin / tile, tiles = position / tile + 1;
   int parts = 1;
-  while (parts < attention_parts && 2 * parts < tiles - first_tile) parts *= 2;
+  while (parts < attention_parts && 2 * parts <= tiles - first_tile) parts *= 2;
   if (rank >= parts) {
     cluster_wait();
     return;
