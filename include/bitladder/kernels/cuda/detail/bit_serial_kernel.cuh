@@ -413,7 +413,6 @@ struct bit_serial {
       share_x();
     }
     __syncthreads();
-    [[maybe_unused]] bool summed = false;
 #pragma unroll 1
     while (next.tiles > 0) {
       const std::uint32_t* x =
@@ -436,20 +435,11 @@ struct bit_serial {
       const int after = next.slice;
       store_slice(c, after == 0 ? next.unit - 1 : next.unit,
                   after == 0 ? slice_count - 1 : after - 1);
-      // After its first slice a warp has registers for outliers, which have come with the first
-      // tile that was requested since, and the next ones are on their way.
-      if constexpr (Outliers) {
-        if (summed) continue;
-        summed = true;
-        copy_async_wait<slice_tiles - 1>();
-        outliers().sum(first_unit() + opaque(done), batch_end());
-      }
     }
+    // Now there are registers for outliers, which came while planes were multiplied.
     if constexpr (Outliers) {
-      if (!summed) {
-        copy_async_wait_all();
-        outliers().sum(first_unit() + opaque(done), batch_end());
-      }
+      copy_async_wait_all();
+      outliers().sum(first_unit() + opaque(done), batch_end());
     }
     __syncthreads();
     // One thread a result: the slices in order.

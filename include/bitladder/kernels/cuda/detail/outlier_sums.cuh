@@ -177,13 +177,14 @@ __device__ __forceinline__ void sum_outlier_runs(const small_batch_params& p, in
   const small_batch_units units(p);
   outlier_spans spans(p);
   spans.find(begin, end);
+  using late = outlier_step<Threads, 4>;
   int from = 0, next = staged;
 #pragma unroll 1
   while (true) {
     const int to = min(total, from + block.window);
 #pragma unroll 1
-    for (; next < to; next += step::runs) {
-      step part;
+    for (; next < to; next += late::runs) {
+      late part;
       part.load(spans, next, to);
       part.multiply(x_at, p.x_is_bf16, next, to, block.run_sums, from);
     }
