@@ -132,6 +132,7 @@ class workspace {
     bitladder::check(attention.clear(stream));
     bitladder::check(argmax.clear(stream));
     bitladder::check(state.clear(stream));
+    bitladder::check(log.clear(stream));  // read whole, and written as far as steps go
     bitladder::check(cache_memory.clear(stream));
   }
 
