@@ -9,6 +9,8 @@ if(TARGET bitladder_cuda)
     endif()
     enable_language(CUDA)
   endif()
+else()
+  unset(CMAKE_CUDA_COMPILER CACHE)  # of an earlier configuration of this folder, with CUDA
 endif()
 
 set(BL_SANITIZE "" CACHE STRING "Sanitizers for our own host programs, e.g. address,undefined")
