@@ -122,6 +122,8 @@ set(BL_CUDA_HEADERS
   include/bitladder/kernels/cuda/detail/large_batch_plan.cuh
   include/bitladder/kernels/cuda/detail/large_batch_tables.cuh
   include/bitladder/kernels/cuda/detail/launch.cuh
+  include/bitladder/kernels/cuda/detail/lookup_stream_kernel.cuh
+  include/bitladder/kernels/cuda/detail/lookup_stream_launch.cuh
   include/bitladder/kernels/cuda/detail/lut.cuh
   include/bitladder/kernels/cuda/detail/outlier_batch_kernel.cuh
   include/bitladder/kernels/cuda/detail/outlier_runs.cuh

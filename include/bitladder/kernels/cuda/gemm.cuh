@@ -12,6 +12,7 @@
 #include <bitladder/kernels/cuda/detail/bit_serial_launch.cuh>
 #include <bitladder/kernels/cuda/detail/check_gemm.cuh>
 #include <bitladder/kernels/cuda/detail/generic_launch.cuh>
+#include <bitladder/kernels/cuda/detail/lookup_stream_launch.cuh>
 #include <bitladder/kernels/cuda/detail/small_batch_launch.cuh>
 #include <bitladder/kernels/cuda/gemm_args.cuh>
 #include <bitladder/kernels/cuda/large_batch.cuh>
@@ -64,6 +65,13 @@ template <int Bits>
         row_units(args) >= policy::bit_serial_row_tiles(args.matrices[0].w.layout.col_tiles()) *
                                device.multiprocessors) {
       const status s = launch_bit_serial<Bits>(args, device, stream);
+      if (s != status::unsupported_device) return s;
+    }
+  }
+  if constexpr (gemv_policy<Bits>::lookup_stream_row_tiles > 0) {
+    if (args.m == 1 && !args.batch_invariant && !has_outliers(args) &&
+        row_units(args) >= gemv_policy<Bits>::lookup_stream_row_tiles * device.multiprocessors) {
+      const status s = launch_lookup_stream<Bits>(args, device, stream);
       if (s != status::unsupported_device) return s;
     }
   }

@@ -109,6 +109,13 @@ struct gemv_policy {
     return Bits <= 3 || col_tiles <= 16 ? 0 : 8;
   }
 
+  /// Row tiles a multiprocessor from which lookups whose warps never meet are the faster ones; 0:
+  /// never. Fewer leave some warps without an item, and at 7 and 8 bits large matrices take the
+  /// time of a copy already (H200, 5 and 6 bits: 22016 x 4096 22.7 and 23.9 us, by the kernel for
+  /// batches 26.4 and 26.9; 57344 x 8192 101 and 107, by that one 108 and 111; but 4096 x
+  /// 11008 14.2 and 14.9, by that one 13.9 and 14.2).
+  static constexpr int lookup_stream_row_tiles = Bits == 5 || Bits == 6 ? 8 : 0;
+
   /// Cards whose binary tensor cores are known to be fast (measured: 0.66 instructions a clock and
   /// multiprocessor on sm_90, as many as of fp16). Elsewhere the lookup kernels are the safe
   /// choice.
@@ -133,6 +140,26 @@ struct bit_serial_policy {
   /// Up to so many slices of 1024 columns a warp, a launch takes one block a multiprocessor and
   /// leaves the rest to the next launch.
   static constexpr int few_slices = 4;
+};
+
+/// Shape of the lookup kernel for one token whose warps never meet.
+template <int Bits>
+struct lookup_stream_policy {
+  static_assert(Bits == 5 || Bits == 6, "precisions that have the kernel");
+  static constexpr int bits = Bits;
+
+  /// Warps of a block, which has the multiprocessor: two blocks of 8 are slower on large matrices
+  /// (H200, 57344 x 8192: 5 bits 104 us, 101 with one; 6 bits 121 and 107).
+  static constexpr int warps = 16;
+
+  /// Tables in shared memory, and how many units ahead one is filled: 16 warps read four tables at
+  /// a time where a unit has four items, and each item fills a quarter of the one that follows.
+  static constexpr int slots = 8;
+  static constexpr int ahead = 4;
+
+  /// Most entries of a table that an item's warp fills, in its registers until then: a unit has
+  /// four items or more.
+  static constexpr int share = (1 << Bits) / 4;
 };
 
 }  // namespace cuda

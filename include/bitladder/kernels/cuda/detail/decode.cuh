@@ -34,11 +34,11 @@ BL_HOST_DEVICE constexpr int pair_column(int i, int which) {
   return 8 * (i % 4) + i / 4 + 4 * which;
 }
 
-/// Which of two tables lookups go to, in the form that costs nothing per lookup: a constant part of
-/// the fields (up to 3 bits), or of the lane's offset.
+/// Which of several tables lookups go to, in the form that costs nothing per lookup: a constant
+/// part of the fields, or of the lane's offset.
 template <int Bits>
 struct lut_stage {
-  std::uint32_t even = 0, odd = 0;  ///< take the places of the first plane that is not read
+  std::uint32_t even = 0, odd = 0;  ///< take the places of planes that are not read
   std::uint32_t lane_offset = 0;    ///< added to 4 * lane
 
   __device__ static lut_stage of(int stage) {
@@ -73,13 +73,15 @@ __device__ __forceinline__ void merge(const std::uint32_t (&plane)[Bits],
       even[c] = select<alternate>(plane[first], plane[first + 1 < Bits ? first + 1 : 0]);
       odd[c] = select<~alternate>(plane[first], plane[first + 1 < Bits ? first + 1 : 0]);
     } else if (first < Bits) {
-      // Bits == 3 marks the stage where plane 3 would be.
-      even[c] = select<alternate>(plane[first < Bits ? first : 0], Bits == 3 ? stage.even : 0);
-      odd[c] = select<~alternate>(plane[first < Bits ? first : 0], Bits == 3 ? stage.odd : 0);
+      // 3 and 7 bits mark the stage where plane 3 or 7 would be.
+      constexpr bool marks = Bits == 3 || Bits == 7;
+      even[c] = select<alternate>(plane[first < Bits ? first : 0], marks ? stage.even : 0);
+      odd[c] = select<~alternate>(plane[first < Bits ? first : 0], marks ? stage.odd : 0);
     } else {
-      // Up to 2 bits mark it where plane 2 would be.
-      even[c] = Bits <= 2 ? stage.even : 0;
-      odd[c] = Bits <= 2 ? stage.odd : 0;
+      // Others mark it where plane 2 (up to 2 bits) or planes 6 and 7 would be.
+      constexpr bool marks = Bits <= 2 || Bits == 5 || Bits == 6;
+      even[c] = marks ? stage.even : 0;
+      odd[c] = marks ? stage.odd : 0;
     }
   }
   // Step 2: four planes side by side, the first at positions r modulo 4.
