@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Slab-wise products by cuBLAS against double sums. Its sums are its own business, so the bound is
-// wider than for our kernels. Links cuBLAS. Seeds 701 to 703.
+// wider than for our kernels. Links cuBLAS. Seeds 701 to 704.
 #include <bitladder/core/dtype.hpp>
 #include <bitladder/kernels/cuda/gemm_cublas.cuh>
 
@@ -96,8 +96,8 @@ TEST_CASE("slabs and runs of tokens meet without a seam" * doctest::skip(!suppor
   struct shape {
     int m, rows, cols;
   };
-  // 24 MiB of fp16 rows of 32768 columns are 384 rows; 2048 tokens are finished at once.
-  for (const shape s : {shape{20, 400, 32768}, shape{2051, 20, 64}}) {
+  // 96 MiB of fp16 rows of 32768 columns are 1536 rows; 2048 tokens are finished at once.
+  for (const shape s : {shape{5, 1540, 32768}, shape{2051, 20, 64}}) {
     const numbers x(dtype::bf16, s.m, s.cols, s.cols, rng);
     const weights w(s.rows, s.cols, 2, rng);
     numbers y(dtype::f32, s.m, s.rows, s.rows, rng);
@@ -126,6 +126,53 @@ TEST_CASE("slabs and runs of tokens meet without a seam" * doctest::skip(!suppor
               [&](int t, int r) {
                 return cublas_unit(want.unit[size(t) * size(s.rows) + size(r)], s.cols);
               }) == "");
+  }
+}
+
+TEST_CASE("cuBLAS adds to what is in the place of a result, for the matrices that ask for it" *
+          doctest::skip(!support::has_device())) {
+  support::random rng(704);
+  const handle h;
+  const int m = 33, cols = 160, rows_of[2] = {50, 70}, stride = 72;
+  for (const dtype type : {dtype::f16, dtype::f32}) {
+    const numbers x(dtype::f16, m, cols, cols, rng);
+    std::vector<weights> w;
+    std::vector<numbers> y;
+    bc::gemm_args args;
+    args.count = 2;
+    args.x = x.device.data();
+    args.m = m;
+    args.y_type = type;
+    args.y_stride = stride;
+    for (const int rows : rows_of) {
+      w.emplace_back(rows, cols, 5, rng);
+      y.emplace_back(type, m, rows, stride, rng);
+    }
+    for (int i = 0; i < 2; ++i)
+      args.matrices[i] = {w[size(i)].device.view(5), y[size(i)].device.data()};
+    const std::size_t plain = bc::gemm_cublas_workspace_bytes(args);
+    args.matrices[1].residual = y[1].device.data();
+    CHECK(bc::gemm_cublas_workspace_bytes(args) == plain);  // no sums pass through memory
+    bc::buffer<std::uint8_t> scratch;
+    REQUIRE(scratch.allocate(plain) == status::ok);
+    REQUIRE(bc::gemm_cublas<5>(args, scratch.data(), scratch.size(), h.value, nullptr) ==
+            status::ok);
+    REQUIRE(cudaDeviceSynchronize() == cudaSuccess);
+    for (int i = 0; i < 2; ++i) {
+      const expected want(x, w[size(i)], 5);
+      const int rows = rows_of[i];
+      CAPTURE(to_string(type));
+      CAPTURE(i);
+      CHECK(mistakes(
+                y[size(i)], y[size(i)].values, rows,
+                [&](int t, int r) {
+                  const double sum = want.sum[size(t) * size(rows) + size(r)];
+                  return i == 0 ? sum : sum + y[1].at(t, r);
+                },
+                [&](int t, int r) {
+                  return cublas_unit(want.unit[size(t) * size(rows) + size(r)], cols) + 0.1;
+                }) == "");
+    }
   }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Y = X W^T for thousands of tokens: a slab of rows at a time is dequantized to fp16, small enough
-// to stay in the second-level cache, and multiplied by cuBLAS with float sums. Apart from gemm.cuh
-// because only its users link cuBLAS. Tested by tests/kernels/cuda/gemm_cublas_test.cu.
+// Y = X W^T for hundreds of tokens and more: a slab of rows at a time is dequantized to fp16 and
+// multiplied by cuBLAS with float sums. Apart from gemm.cuh because only its users link cuBLAS.
+// Tested by tests/kernels/cuda/gemm_cublas_test.cu.
 #pragma once
 
 #include <bitladder/core/dispatch.hpp>
@@ -42,7 +42,10 @@ namespace detail {
 
 /// Where the parts of the scratch are.
 struct cublas_scratch {
-  static constexpr std::size_t slab_bytes = std::size_t{24} << 20;  ///< of 50 to 60 MB of L2
+  /// More than the second-level cache holds: the product has tiles for the whole card then, which
+  /// counts for more (a 7B's prompts of 512 and of 2048 tokens at 8 bits on an H200: slabs of 24 MB
+  /// 23.8 and 64.2 ms, 48 MB 21.0 and 61.6, 96 MB 19.5 and 60.4, 192 MB 19.8 and 59.8).
+  static constexpr std::size_t slab_bytes = std::size_t{96} << 20;
   static constexpr int tokens_at_once = 2048;  ///< of sums that are finished by a kernel of ours
 
   int slab_rows = 0;
@@ -57,11 +60,12 @@ struct cublas_scratch {
     const bool swiglu = a.epilogue == gemm_epilogue::swiglu;
     int rows = 0;
     convert = a.x_type == dtype::bf16;
-    // cuBLAS writes what it sums as fp16 or float, and adds nothing.
+    // cuBLAS writes what it sums as fp16 or float, and adds nothing but what is in its place.
     finish = convert || swiglu || a.y_type == dtype::bf16;
     for (int i = 0; i < a.count; ++i) {
-      rows = std::max(rows, a.matrices[i].w.layout.rows);
-      finish = finish || a.matrices[i].bias != nullptr || a.matrices[i].residual != nullptr;
+      const gemm_matrix& m = a.matrices[i];
+      rows = std::max(rows, m.w.layout.rows);
+      finish = finish || m.bias != nullptr || (m.residual != nullptr && m.residual != m.y);
     }
     const std::size_t fit = std::max<std::size_t>(slab_bytes / (cols * 2) / 16 * 16, 16);
     slab_rows = static_cast<int>(
@@ -129,8 +133,9 @@ class cublas_settings {
 
 /// Y = X W^T for each matrix of `args`, queued on `stream`. Products are cuBLAS's: fp16 operands,
 /// float sums in its order. bfloat16 x is first scaled by a power of two per token and rounded to
-/// fp16 (exact but for values below 2^-28 of the token's largest); its sums, bfloat16 y, bias,
-/// residual and SwiGLU pass through memory as floats. Column groups are allowed.
+/// fp16 (exact but for values below 2^-28 of the token's largest); its sums, bfloat16 y, bias, a
+/// residual that is not y itself and SwiGLU pass through memory as floats. Column groups are
+/// allowed.
 /// @param scratch gemm_cublas_workspace_bytes(args) bytes, 16-byte aligned, any content;
 ///        args.workspace is not used
 /// @param handle of the current device. Its stream, pointer and math modes are changed and put
@@ -168,14 +173,14 @@ template <int Bits>
     x = bytes + part.x;
   }
   const std::int64_t x_rows = part.convert ? cols : x_stride;
-  const float one = 1.f, zero = 0.f;
+  const float one = 1.f;
   // cuBLAS counts columns first: the slab is a [cols, rows] matrix to it, transposed.
-  const auto multiply = [&](int rows, int first, int count, void* y, cudaDataType_t type,
+  const auto multiply = [&](int rows, int first, int count, float old, void* y, cudaDataType_t type,
                             std::int64_t y_rows) {
     return detail::cublas_status(cublasGemmEx(
         handle, CUBLAS_OP_T, CUBLAS_OP_N, rows, count, cols, &one, scratch, CUDA_R_16F, cols,
         static_cast<const std::uint16_t*>(x) + first * x_rows, CUDA_R_16F, static_cast<int>(x_rows),
-        &zero, y, type, static_cast<int>(y_rows), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+        &old, y, type, static_cast<int>(y_rows), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
   };
   const auto results = [&](int i) {
     const gemm_matrix& m = args.matrices[i];
@@ -190,7 +195,7 @@ template <int Bits>
       if (!part.finish) {
         s = dequantize<Bits>(args.matrices[i].w, scratch, dtype::f16, row, rows, 0, stream);
         if (s == status::ok)
-          s = multiply(rows, 0, args.m,
+          s = multiply(rows, 0, args.m, to.residual != nullptr ? 1.f : 0.f,
                        static_cast<unsigned char*>(to.y) +
                            static_cast<std::size_t>(row) * size_of(args.y_type),
                        args.y_type == dtype::f16 ? CUDA_R_16F : CUDA_R_32F, to.stride);
@@ -203,8 +208,8 @@ template <int Bits>
           if (first == 0 || swiglu)
             s = dequantize<Bits>(args.matrices[i + k].w, scratch, dtype::f16, row, rows, 0, stream);
           if (s == status::ok)
-            s = multiply(rows, first, count, bytes + (k == 0 ? part.sums : part.up), CUDA_R_32F,
-                         rows);
+            s = multiply(rows, first, count, 0.f, bytes + (k == 0 ? part.sums : part.up),
+                         CUDA_R_32F, rows);
         }
         if (s != status::ok) break;
         detail::finish_sums_params f{};
