@@ -54,6 +54,8 @@ class sampler {
     if (options_.top_k > 0 && static_cast<std::size_t>(options_.top_k) < order_.size()) {
       std::nth_element(order_.begin(), order_.begin() + options_.top_k, order_.end(), likelier);
       order_.resize(static_cast<std::size_t>(options_.top_k));
+      // nth_element leaves them in an order that is its own, and that the least change may change.
+      std::sort(order_.begin(), order_.end());
     }
     if (options_.top_p < 1) std::sort(order_.begin(), order_.end(), likelier);
     const double highest = static_cast<double>(logits[static_cast<std::size_t>(best)]);

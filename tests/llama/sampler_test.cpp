@@ -96,6 +96,19 @@ TEST_CASE("top-p counts what top-k left") {
   CHECK(draw(logits_of({0.4, 0.3, 0.2, 0.1}), hot(2, 0.5), 500)[0] == 500);
 }
 
+TEST_CASE("draws from the k most likely are the same for logits that hardly differ") {
+  const auto sequence = [](float change) {
+    std::vector<float> l(300, 0.f);
+    for (std::size_t i = 0; i < 40; ++i)
+      l[i * 53 % 300] = 3 + change * static_cast<float>(i * 17 % 40);
+    llama::sampler sample(hot(40));
+    std::vector<int> out;
+    for (int i = 0; i < 100; ++i) out.push_back(sample(l));
+    return out;
+  };
+  CHECK(sequence(1e-6f) == sequence(-1e-6f));
+}
+
 TEST_CASE("a seed repeats its draws, another seed does not") {
   const std::vector<float> l(50, 0.f);
   const auto sequence = [&](std::uint64_t seed) {
