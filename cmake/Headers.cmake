@@ -109,6 +109,7 @@ set(BL_CUDA_HEADERS
   include/bitladder/kernels/cuda/detail/bit_serial_kernel.cuh
   include/bitladder/kernels/cuda/detail/bit_serial_launch.cuh
   include/bitladder/kernels/cuda/detail/bit_serial_outliers.cuh
+  include/bitladder/kernels/cuda/detail/bit_serial_products.cuh
   include/bitladder/kernels/cuda/detail/bulk_copy.cuh
   include/bitladder/kernels/cuda/detail/check_gemm.cuh
   include/bitladder/kernels/cuda/detail/convert_x_kernel.cuh
@@ -132,6 +133,7 @@ set(BL_CUDA_HEADERS
   include/bitladder/kernels/cuda/detail/output.cuh
   include/bitladder/kernels/cuda/detail/ptx.cuh
   include/bitladder/kernels/cuda/detail/repack_kernel.cuh
+  include/bitladder/kernels/cuda/detail/resident_x.cuh
   include/bitladder/kernels/cuda/detail/small_batch_kernel.cuh
   include/bitladder/kernels/cuda/detail/small_batch_launch.cuh
   include/bitladder/kernels/cuda/detail/small_batch_outliers.cuh
@@ -147,6 +149,10 @@ set(BL_CUDA_HEADERS
   include/bitladder/kernels/cuda/packed_weights.cuh
   include/bitladder/kernels/cuda/policy.cuh
   include/bitladder/kernels/cuda/repack.cuh
+  include/bitladder/kernels/cuda/resident_products.cuh
+  include/bitladder/kernels/cuda/resident_shape.cuh
+  include/bitladder/kernels/cuda/resident_step.cuh
+  include/bitladder/kernels/cuda/tagged_pairs.cuh
   include/bitladder/quantize/cuda/detail/border_search.cuh
   include/bitladder/quantize/cuda/detail/card_outliers.cuh
   include/bitladder/quantize/cuda/detail/ladder_tables.cuh

@@ -8,6 +8,7 @@
 #include <llama/cuda/device_model.cuh>
 #include <llama/cuda/engine_plan.cuh>
 #include <llama/cuda/layer_steps.cuh>
+#include <llama/cuda/resident_layers.cuh>
 #include <llama/cuda/workspace.cuh>
 #include <llama/cuda_engine.hpp>
 
@@ -45,6 +46,8 @@ class card_engine::state {
     if (sizes.blas > 0) queue_.start_blas(room_.blas.data(), sizes.blas);
     steps_ = std::make_unique<card::layer_steps>(m.config(), weights_, room_, o.exact_batches,
                                                  queue_.blas(), stream);
+    resident_.prepare(m.config(), weights_, room_, plan_.bits, stream);
+    steps_->stay(resident_);
     lengths_.resize(static_cast<std::size_t>(plan_.batch));
   }
 
@@ -107,7 +110,8 @@ class card_engine::state {
         staged[static_cast<std::size_t>(i)] = tokens.data()[begin + i];
         staged[static_cast<std::size_t>(chunk + i)] = seen + begin + i;
       }
-      bitladder::check(room_.prompt.upload(staged.data(), staged.size(), queue_.stream()));
+      bitladder::check(room_.prompt.upload(staged.data(), staged.size(), queue_.stream()),
+                       "the card: a prompt");
       steps_->prompt(n, sequence, seen + begin, precision, std::max(0, begin - first));
     }
     seen += count;
@@ -150,7 +154,8 @@ class card_engine::state {
                    "a step");
       finish_steps(sequences, n);
       log.resize(static_cast<std::size_t>(m) * card::log_steps);
-      bitladder::check(room_.log.download(log.data(), log.size(), queue_.stream()));
+      bitladder::check(room_.log.download(log.data(), log.size(), queue_.stream()),
+                       "the card: the tokens of steps");
       synchronize();
       for (int i = 0; i < n; ++i)
         for (int r = 0; r < m; ++r)
@@ -234,7 +239,7 @@ class card_engine::state {
     fetch(room_.cache.values(layer, sequence, head), values);
   }
 
-  void synchronize() { check_cuda(cudaStreamSynchronize(queue_.stream()), "the card"); }
+  void synchronize() { check_cuda(cudaStreamSynchronize(queue_.stream()), "waiting"); }
 
   std::vector<launch_time> profile(tokens_view sequences, int bits, int replays) {
     const int precision = checked_precision(bits), m = static_cast<int>(sequences.size());
@@ -258,6 +263,13 @@ class card_engine::state {
                        part.microseconds(replays, queue_.stream(),
                                          [&] { upload_parameters(sequences, tokens); }),
                        read_by(name, sequences, precision)});
+    }
+    if (counts.count("layers") != 0) {
+      upload_parameters(sequences, tokens);
+      for (const auto& t : resident_.stages(precision, queue_.stream()))
+        for (const auto& [name, us] :
+             {std::pair<const char*, double>{"least", t.least}, {"mean", t.mean}, {"most", t.most}})
+          times.push_back({std::string("- ") + t.step + " " + t.stage + " " + name, 0, us, 0});
     }
     const double all = graphs_.at({m, precision})->microseconds(replays, queue_.stream(), [&] {
       upload_parameters(sequences, tokens);
@@ -321,7 +333,7 @@ class card_engine::state {
       p.slots[i] = sequences.data()[i];
       p.positions[i] = lengths_[static_cast<std::size_t>(sequences.data()[i])];
     }
-    bitladder::check(room_.state.upload(&p, 1, queue_.stream()));
+    bitladder::check(room_.state.upload(&p, 1, queue_.stream()), "the card: a step");
   }
 
   void finish_steps(tokens_view sequences, int count) {
@@ -339,7 +351,7 @@ class card_engine::state {
       card::step_state::parameters idle{};
       std::fill(std::begin(idle.positions), std::end(idle.positions), -1);
       for (int i = 0; i < plan_.batch; ++i) idle.slots[i] = i;
-      bitladder::check(room_.state.upload(&idle, 1, queue_.stream()));
+      bitladder::check(room_.state.upload(&idle, 1, queue_.stream()), "the card: a step");
       steps_->step(m, bits);
       synchronize();
       g = std::make_unique<card::decode_graph>(*steps_, m, bits, queue_.stream());
@@ -358,18 +370,19 @@ class card_engine::state {
     if (name == "head") of(weights_.head);
     for (int i = 0; i < c.layers; ++i) {
       const card::device_layer& l = weights_.layers[static_cast<std::size_t>(i)];
-      if (name == "qkv") {
+      const bool layers = name == "layers";
+      if (layers || name == "qkv") {
         of(l.query);
         of(l.key);
         of(l.value);
       }
-      if (name == "o") of(l.output);
-      if (name == "gate up" || name == "up") {
+      if (layers || name == "o") of(l.output);
+      if (layers || name == "gate up" || name == "up") {
         of(l.gate);
         of(l.up);
       }
-      if (name == "down") of(l.down);
-      if (name != "attention") continue;
+      if (layers || name == "down") of(l.down);
+      if (!layers && name != "attention") continue;
       for (int s : sequences) {
         int seen = lengths_[static_cast<std::size_t>(s)] + 1;
         if (c.window_of(i) > 0) seen = std::min(seen, c.window_of(i));
@@ -385,6 +398,7 @@ class card_engine::state {
   card_memory memory_;
   card::workspace room_;
   card::device_model weights_;
+  card::resident_layers resident_;
   card::engine_queue queue_;  // goes first, so that nothing is queued when the memory goes
   std::unique_ptr<card::layer_steps> steps_;
   std::map<std::pair<int, int>, std::unique_ptr<card::decode_graph>> graphs_;  // by rows, bits

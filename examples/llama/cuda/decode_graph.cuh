@@ -34,7 +34,7 @@ class decode_graph {
     const bitladder::status s =
         bitladder::cuda::call_status(cudaGraphInstantiate(&executable_, graph, 0));
     static_cast<void>(cudaGraphDestroy(graph));
-    bitladder::check(s, "a step as a graph");
+    bitladder::check(s, "the card: a step as a graph");
     call(cudaGraphUpload(executable_, stream));
   }
   decode_graph(const decode_graph&) = delete;
@@ -74,7 +74,7 @@ class decode_graph {
 
  private:
   static void call(cudaError_t e) {
-    bitladder::check(bitladder::cuda::call_status(e), "a step as a graph");
+    bitladder::check(bitladder::cuda::call_status(e), "the card: a step as a graph");
   }
 
   cudaGraphExec_t executable_ = nullptr;

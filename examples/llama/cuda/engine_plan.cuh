@@ -10,6 +10,7 @@
 #include <llama/cuda/device_linear.cuh>
 #include <llama/cuda/device_model.cuh>
 #include <llama/cuda/products.cuh>
+#include <llama/cuda/resident_layers.cuh>
 #include <llama/cuda/workspace.cuh>
 #include <llama/cuda_engine.hpp>
 #include <llama/model.hpp>
@@ -31,8 +32,11 @@ namespace card {
   throw bitladder::error(s, text);
 }
 
+/// Throws with the runtime's own words: after a kernel that failed they say how.
 inline void check_cuda(cudaError_t e, const char* what) {
-  bitladder::check(bitladder::cuda::call_status(e), what);
+  if (e != cudaSuccess)
+    refuse(bitladder::cuda::call_status(e),
+           std::string("the card: ") + what + ": " + cudaGetErrorString(e));
 }
 
 inline std::string bits_text(const bits_range& bits) {
@@ -93,14 +97,14 @@ struct engine_plan {
     card_memory use = device_model::predict(m, range, capacity);
     const auto sizes = workspace::plan(m, range, batch, capacity);
     use.cache = sizes.cache.size() * sizeof(__half);
-    use.scratch = workspace::bytes(m.config(), sizes);
+    use.scratch = workspace::bytes(m.config(), sizes) + resident_layers::predict(m.config(), range);
     return use;
   }
 
   /// Refuses what the card has no memory for.
   void check_fits(const model& m, const card_memory& use, std::size_t limit) const {
     std::size_t left = 0, all = 0;
-    check_cuda(cudaMemGetInfo(&left, &all), "the card's memory");
+    check_cuda(cudaMemGetInfo(&left, &all), "its memory");
     if (limit > 0) left = std::min(left, limit);
     if (use.total() <= left) return;
     std::string fits = ", too little for any precision";

@@ -14,6 +14,7 @@
 #include <llama/cuda/device_model.cuh>
 #include <llama/cuda/operations.cuh>
 #include <llama/cuda/products.cuh>
+#include <llama/cuda/resident_layers.cuh>
 #include <llama/cuda/workspace.cuh>
 #include <llama/family.hpp>
 
@@ -54,6 +55,10 @@ class layer_steps {
         exact_(exact),
         blas_(blas),
         stream_(stream) {}
+
+  /// Lets the layers of a lone sequence's step, if it need not have the bits of a batch, go as one
+  /// launch.
+  void stay(const resident_layers& layers) { resident_ = &layers; }
 
   /// Queues only launches of this name; all if it is empty.
   void only(std::string name) { only_ = std::move(name); }
@@ -103,8 +108,10 @@ class layer_steps {
     last_norm(room_->normed.data());
     const std::size_t width = static_cast<std::size_t>(c.hidden);
     bitladder::check(bitladder::cuda::call_status(cudaMemcpyAsync(
-        room_->hidden.data() + static_cast<std::size_t>(kept) * width, room_->normed.data(),
-        static_cast<std::size_t>(m) * width * sizeof(__half), cudaMemcpyDeviceToDevice, stream_)));
+                         room_->hidden.data() + static_cast<std::size_t>(kept) * width,
+                         room_->normed.data(), static_cast<std::size_t>(m) * width * sizeof(__half),
+                         cudaMemcpyDeviceToDevice, stream_)),
+                     "the card: hidden states");
   }
 
   /// logits = head of `m` rows, at most max_batch of them, at the precision of the last call.
@@ -128,7 +135,7 @@ class layer_steps {
     if (watcher_) watcher_(name);
     const bitladder::status s = queue();
     if (s != bitladder::status::ok)
-      throw bitladder::error(s, std::string(name) +
+      throw bitladder::error(s, std::string("the card: ") + name +
                                     (layer < 0 ? "" : " of layer " + std::to_string(layer)) + ": " +
                                     bitladder::to_string(s));
     first_ = false;
@@ -166,6 +173,10 @@ class layer_steps {
 
   void layers() {
     const config& c = *config_;
+    if (step_ && m_ == 1 && !exact_ && resident_ != nullptr && resident_->has(bits_)) {
+      launch("layers", -1, [&] { return resident_->launch(bits_, pdl(), stream_); });
+      return;
+    }
     for (int i = 0; i < c.layers; ++i) {
       const device_layer& l = weights_->layers[static_cast<std::size_t>(i)];
       switch (c.residual) {
@@ -275,11 +286,9 @@ class layer_steps {
              (first.packed() || t.w->dense(bits_).type() == first.dense(bits_).type());
     });
     const bool few = m_ <= dense_few_args::max_m;
-    if (alike && first.packed()) {
-      multiply_packed(name, layer, targets.begin(), static_cast<int>(targets.size()), x, y_type,
-                      residual, swiglu);
-      return swiglu;
-    }
+    if (alike && first.packed())
+      return multiply_packed(name, layer, targets.begin(), static_cast<int>(targets.size()), x,
+                             y_type, residual, swiglu);
     if (alike && few) {
       multiply_few(name, layer, targets.begin(), static_cast<int>(targets.size()), x, y_type,
                    residual, swiglu, 0, m_);
@@ -298,7 +307,8 @@ class layer_steps {
     return false;
   }
 
-  void multiply_packed(const char* name, int layer, const target* targets, int count,
+  /// @return whether it took in `swiglu`
+  bool multiply_packed(const char* name, int layer, const target* targets, int count,
                        const __half* x, bitladder::dtype y_type, bool residual, bool swiglu) {
     bitladder::cuda::gemm_args a;
     a.count = count;
@@ -308,12 +318,18 @@ class layer_steps {
     a.x = x;
     a.m = m_;
     a.y_type = y_type;
-    if (swiglu) a.epilogue = bitladder::cuda::gemm_epilogue::swiglu;
-    a.batch_invariant = exact_;
     a.workspace = room_->products.data();
     a.workspace_bytes = room_->products.size();
+    if (!step_ && m_ >= slab_product_tokens(bits_, a)) {
+      // Sums of a SwiGLU would pass through memory as floats.
+      launch(name, layer, [&] { return slab_product(bits_, a, blas_, stream_); });
+      return false;
+    }
+    if (swiglu) a.epilogue = bitladder::cuda::gemm_epilogue::swiglu;
+    a.batch_invariant = exact_;
     a.pdl = pdl();
     launch(name, layer, [&] { return product(bits_, a, stream_); });
+    return swiglu;
   }
 
   /// Tokens begin .. begin + m - 1.
@@ -358,6 +374,7 @@ class layer_steps {
   bool exact_;
   cublasHandle_t blas_;
   cudaStream_t stream_;
+  const resident_layers* resident_ = nullptr;
   std::string only_;
   std::function<void(const char*)> watcher_;
   int m_ = 0, bits_ = 0, slot_ = 0, start_ = 0;

@@ -10,6 +10,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <cublas_v2.h>
 
 namespace llama {
 namespace card {
@@ -29,6 +30,20 @@ template <int Bits>
 
 /// Scratch that such a call needs at most.
 [[nodiscard]] std::size_t product_workspace_bytes(const bitladder::cuda::gemm_args& args);
+
+/// bitladder::cuda::gemm_cublas at one precision, with args.workspace as its scratch.
+template <int Bits>
+[[nodiscard]] bitladder::status slab_product_at(const bitladder::cuda::gemm_args& args,
+                                                cublasHandle_t blas, cudaStream_t stream);
+
+/// The same by slabs of dequantized rows and cuBLAS.
+[[nodiscard]] bitladder::status slab_product(int bits, const bitladder::cuda::gemm_args& args,
+                                             cublasHandle_t blas, cudaStream_t stream);
+
+[[nodiscard]] std::size_t slab_product_workspace_bytes(const bitladder::cuda::gemm_args& args);
+
+/// From how many tokens on slabs are the faster way for these matrices.
+[[nodiscard]] int slab_product_tokens(int bits, const bitladder::cuda::gemm_args& args);
 
 }  // namespace card
 }  // namespace llama

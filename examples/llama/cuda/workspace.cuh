@@ -21,14 +21,16 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <climits>
 #include <cstddef>
 #include <initializer_list>
 
 namespace llama {
 namespace card {
 
-/// How many tokens go through at once.
-constexpr int prompt_chunk = 512;
+/// How many tokens go through at once: so many that a slab of dequantized rows serves them well,
+/// for 100 KB each of a 7B's activations.
+constexpr int prompt_chunk = 2048;
 /// Hidden states of a prompt that are kept for logits.
 constexpr int most_kept = 4096;
 /// Greedy steps between two looks at the log.
@@ -60,25 +62,38 @@ class workspace {
     s.rows = std::max(card_engine::max_batch, std::min(prompt_chunk, capacity));
     s.kept = std::max(card_engine::max_batch, std::min(most_kept, capacity));
     s.cache = {nullptr, c.layers, batch, c.kv_heads, capacity, c.head_dim};
-    bool half = false;
-    const auto need = [&](std::initializer_list<linear_rows> rows, bool swiglu) {
+    bool blas = false;
+    const auto need = [&](std::initializer_list<linear_rows> rows, bool swiglu, int at_once) {
       bitladder::cuda::gemm_args args;
       args.count = 0;
       for (const linear_rows& r : rows) {
         if (r.w->rows == 0) continue;
-        if (!r.w->quantized() && r.w->dense.type != bitladder::dtype::f32) half = true;
+        if (!r.w->quantized() && r.w->dense.type != bitladder::dtype::f32) blas = true;
         if (!r.packable(bits)) {
-          half = half || r.w->quantized();
+          blas = blas || r.w->quantized();
           continue;
         }
-        bitladder::cuda::packed_view& v = args.matrices[args.count++].w;
-        v.layout = {r.rows, r.w->cols, r.w->planes.planes()};
-        v.outliers.runs = static_cast<int>(detail::outlier_runs(r, r.groups(bits.most)));
+        bitladder::cuda::gemm_matrix& matrix = args.matrices[args.count++];
+        matrix.w.layout = {r.rows, r.w->cols, r.w->planes.planes()};
+        matrix.w.outliers.runs = static_cast<int>(detail::outlier_runs(r, r.groups(bits.most)));
+        if (!r.w->bias.empty()) matrix.bias = r.w->bias.data();
       }
       if (args.count == 0) return;
+      // Up to how many tokens `product` is asked, and from where `slab_product` is.
+      int most = 0, least_slab = INT_MAX;
+      for (int b = bits.least; b <= bits.most; ++b) {
+        const int tokens = slab_product_tokens(b, args);
+        most = std::max(most, std::min(at_once, tokens));
+        least_slab = std::min(least_slab, tokens);
+      }
+      if (at_once >= least_slab) {
+        blas = true;
+        args.m = at_once;
+        s.products = std::max(s.products, slab_product_workspace_bytes(args));
+      }
       if (swiglu && args.count == 2) args.epilogue = bitladder::cuda::gemm_epilogue::swiglu;
       for (bool exact : {false, true})
-        for (int rows_at_once : {1, 8, 16, s.rows}) {
+        for (int rows_at_once : {1, 8, 16, most}) {
           args.m = rows_at_once;
           args.batch_invariant = exact;
           s.products = std::max(s.products, product_workspace_bytes(args));
@@ -86,15 +101,14 @@ class workspace {
     };
     for (const auto& l : m.weights().layers) {
       const layer_rows r(c, l);
-      need({r.query, r.key, r.value}, false);
-      need({r.output}, false);
-      need({r.gate, r.up}, true);
+      need({r.query, r.key, r.value}, false, s.rows);
+      need({r.output}, false, s.rows);
+      need({r.gate, r.up}, true, s.rows);
       for (const linear_rows& one : {r.query, r.key, r.value, r.gate, r.up, r.down})
-        need({one}, false);
+        need({one}, false, s.rows);
     }
-    const bool blas = half;  // the head takes few tokens at a time
-    need({m.weights().head}, false);
     if (blas) s.blas = std::size_t{32} << 20;
+    need({m.weights().head}, false, card_engine::max_batch);  // without cuBLAS
     return s;
   }
 
@@ -134,6 +148,10 @@ class workspace {
     bitladder::check(state.clear(stream));
     bitladder::check(log.clear(stream));  // read whole, and written as far as steps go
     bitladder::check(cache_memory.clear(stream));
+    // The sanitizer's initcheck does not see what cuBLAS stores through the tensor memory unit.
+    for (auto* written_by_blas : {&query, &key, &value, &gate, &up})
+      bitladder::check(written_by_blas->clear(stream));
+    bitladder::check(products.clear(stream));
   }
 
   const sizes& planned() const { return sizes_; }

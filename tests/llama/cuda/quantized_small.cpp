@@ -14,16 +14,29 @@ std::filesystem::path small_model() {
   return std::filesystem::path(BL_SOURCE_DIR) / "examples" / "models" / "small";
 }
 
+namespace {
+
+std::filesystem::path quantized(const std::filesystem::path& to, double outliers) {
+  bitladder::thread_pool pool;
+  llama::quantize_model_options options;
+  options.kmeans.min_bits = options.kmeans.seed_bits = 2;
+  options.kmeans.max_bits = 8;
+  options.kmeans.outliers.large = outliers;
+  llama::quantize_model(small_model(), to, options, &pool);
+  return to;
+}
+
+}  // namespace
+
 const std::filesystem::path& quantized_small() {
   static const temporary_folder folder;
-  static const std::filesystem::path path = [] {
-    bitladder::thread_pool pool;
-    llama::quantize_model_options options;
-    options.kmeans.min_bits = options.kmeans.seed_bits = 2;
-    options.kmeans.max_bits = 8;
-    llama::quantize_model(small_model(), folder.path() / "model", options, &pool);
-    return folder.path() / "model";
-  }();
+  static const std::filesystem::path path = quantized(folder.path() / "model", 0);
+  return path;
+}
+
+const std::filesystem::path& quantized_small_with_outliers() {
+  static const temporary_folder folder;
+  static const std::filesystem::path path = quantized(folder.path() / "model", 0.45);
   return path;
 }
 

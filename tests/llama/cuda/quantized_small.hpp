@@ -12,4 +12,7 @@ std::filesystem::path small_model();
 /// The same at 2 to 8 bits, made on the CPU at the first call.
 const std::filesystem::path& quantized_small();
 
+/// With 0.45% of the weights beside the planes.
+const std::filesystem::path& quantized_small_with_outliers();
+
 }  // namespace support

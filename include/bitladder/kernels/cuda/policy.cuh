@@ -164,6 +164,16 @@ struct lookup_stream_policy {
   static constexpr int share = (1 << Bits) / 4;
 };
 
+/// Shape of kernels that stay on the card for many products (resident_products.cuh): one block a
+/// multiprocessor, which has all of its registers.
+template <int Bits>
+struct resident_policy {
+  static_assert(Bits == 2 || Bits == 3, "precisions that have a resident kernel");
+  static constexpr int warps = Bits == 2 ? 16 : 12;
+  /// Slices of 1024 columns that are on their way for each warp: what fits in shared memory.
+  static constexpr int slices_ahead = 2;
+};
+
 }  // namespace cuda
 }  // namespace v0_1
 }  // namespace bitladder

@@ -20,6 +20,7 @@
 #include <bitladder/config.hpp>
 #include <bitladder/kernels/cuda/detail/bit_serial_bits.cuh>
 #include <bitladder/kernels/cuda/detail/bit_serial_outliers.cuh>
+#include <bitladder/kernels/cuda/detail/bit_serial_products.cuh>
 #include <bitladder/kernels/cuda/detail/output.cuh>
 #include <bitladder/kernels/cuda/detail/ptx.cuh>
 #include <bitladder/kernels/cuda/detail/small_batch_units.cuh>
@@ -51,20 +52,13 @@ struct bit_serial {
   static constexpr int warps = Policy::warps;
   static constexpr int threads = 32 * warps;
   static_assert(warps % 2 == 0 && warps <= 30, "pairs of warps, a barrier each");
-  static constexpr int sets = (1 << Bits) - 1;  ///< products of bits, the empty one apart
-  static constexpr int x_bits = 24;
-  static constexpr int n_tiles = x_bits / 8;
-  static constexpr int slice_tiles = 4;  ///< column tiles of a slice
+  static constexpr int slice_tiles = bit_serial_slice_tiles;
   static constexpr int slice_cols = slice_tiles * packed_layout::tile_cols;
-  static constexpr int tile_x_words = 8 * x_bits;  ///< [runs of 32 columns][bit-planes]
+  static constexpr int tile_x_words = bit_serial_tile_x_words;
   static constexpr int tile_bytes = Bits * packed_layout::tile_words * 4;
-
-  /// What the integers of a slice stand for.
-  struct slice_scale {
-    double back;    ///< an integer times this is an activation; NaN if the slice has one not finite
-    double sum[2];  ///< of the integers of each half
-    unsigned largest[2];  ///< magnitude in each half
-  };
+  using products = bit_serial_products<Bits, packed_layout::tile_words * 4>;
+  using counts = typename products::counts;
+  using slice_scale = bit_serial_slice_scale;
 
   // Shared memory: [planes on their way, 4 tiles a warp][scales of slices][activation planes]
   // [coefficients][scales of rows][sums][outliers].
@@ -134,50 +128,20 @@ struct bit_serial {
       float largest, unused;
       as_floats(top, p.x_is_bf16, largest, unused);
       // The largest |x| is in [2^E, 2^(E+1)); integers are x 2^(22 - E), below 2^23.
-      const int exponent = max(static_cast<int>(__float_as_uint(largest) >> 23), 27) - 127;
-      const float scale = __uint_as_float(static_cast<unsigned>(22 - exponent + 127) << 23);
+      const int exponent = bit_serial_exponent(largest);
+      const float scale = bit_serial_scale(exponent);
       std::uint32_t w[16];
-      std::uint32_t total = 0;  // of 16 below 2^23
 #pragma unroll
       for (int k = 0; k < 8; ++k) {
         float a, b;
         as_floats(x[k], p.x_is_bf16, a, b);
-        const int first = __float2int_rn(a * scale), second = __float2int_rn(b * scale);
-        w[2 * k] = static_cast<std::uint32_t>(first);
-        w[2 * k + 1] = static_cast<std::uint32_t>(second);
-        total += w[2 * k] + w[2 * k + 1];
+        w[2 * k] = static_cast<std::uint32_t>(__float2int_rn(a * scale));
+        w[2 * k + 1] = static_cast<std::uint32_t>(__float2int_rn(b * scale));
       }
-      transpose_bits(w);
-      // Two lanes share a run of 32 columns: the first writes its planes 0 to 11, the second the
-      // others.
-      const bool second = lane % 2 != 0;
-      std::uint32_t eight[8], four[4];
-#pragma unroll
-      for (int k = 0; k < 8; ++k)
-        eight[k] =
-            __byte_perm(w[k], __shfl_xor_sync(0xffffffffu, w[k], 1), second ? 0x3276u : 0x5410u);
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const std::uint32_t keep = second ? w[k + 12] : w[k + 8];
-        const std::uint32_t give = second ? w[k + 8] : w[k + 12];
-        four[k] =
-            __byte_perm(keep, __shfl_xor_sync(0xffffffffu, give, 1), second ? 0x1054u : 0x5410u);
-      }
-      const std::uint32_t to = shared_address(shared + x_offset(p.col_tiles)) +
-                               static_cast<std::uint32_t>((i * 32 + lane) / 2 * x_bits * 4);
-      const std::uint32_t to_eight = to + (second ? 64u : 0u), to_four = to + (second ? 48u : 32u);
-      store_shared_v4(to_eight, eight[0], eight[1], eight[2], eight[3]);
-      store_shared_v4(to_eight + 16, eight[4], eight[5], eight[6], eight[7]);
-      store_shared_v4(to_four, four[0], four[1], four[2], four[3]);
-      const int sum = static_cast<int>(total);
-      const int upper_sum = __reduce_add_sync(0xffffffffu, sum >> 8);
-      const int lower_sum = __reduce_add_sync(0xffffffffu, sum & 0xff);
-      if (lane == 0) {
-        const bool finite = __float_as_uint(largest) < 0x7f800000u;
-        if (half == 0) scale_of_slice.back = power_of_two(finite, exponent - 22);
-        scale_of_slice.sum[half] =
-            fma(256.0, static_cast<double>(upper_sum), static_cast<double>(lower_sum));
-      }
+      share_bit_planes(w, lane,
+                       shared_address(shared + x_offset(p.col_tiles)) +
+                           static_cast<std::uint32_t>(i * 2 * tile_x_words * 4),
+                       scale_of_slice, half, largest, exponent);
     }
   }
 
@@ -197,8 +161,7 @@ struct bit_serial {
     return row_scales(params.batch_units) + unit_in_batch * slices(p.col_tiles) * 16;
   }
 
-  /// The Moebius transform of the tables of a batch, as integers of 31 bits: the largest of a row
-  /// is in [2^29, 2^30), so that 16 products with weighed counts fit in 64 bits.
+  /// The coefficients of a batch's tables.
   __device__ void share_coefficients(int begin, int count) const {
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < count * 16; i += threads) {
@@ -206,24 +169,8 @@ struct bit_serial {
       const auto& m = p.matrices[units.matrix_of(begin + i / 16, row_tile)];
       const __half* table = reinterpret_cast<const __half*>(m.tables) +
                             static_cast<std::size_t>(row_tile) * (16 << Bits) + i % 16;
-      float c[1 << Bits];
-#pragma unroll
-      for (int f = 0; f < 1 << Bits; ++f) c[f] = __half2float(table[f * 16]);
-      unsigned largest = 0;
-#pragma unroll
-      for (int j = 0; j < Bits; ++j)
-#pragma unroll
-        for (int f = 0; f < 1 << Bits; ++f)
-          if ((f >> j & 1) != 0) c[f] -= c[f ^ 1 << j];
-#pragma unroll
-      for (int f = 0; f < 1 << Bits; ++f) largest = max(largest, __float_as_uint(fabsf(c[f])));
-      const int exponent = max(static_cast<int>(largest >> 23), 64) - 127;
-      const float scale = __uint_as_float(static_cast<unsigned>(29 - exponent + 127) << 23);
-#pragma unroll
-      for (int f = 0; f < 1 << Bits; ++f)
-        coefficients(i / 16)[f * 16 + i % 16] = __float2int_rn(c[f] * scale);
-      const bool finite = largest < 0x7f800000u;
-      row_scales(i / 16)[i % 2 * 8 + i % 16 / 2] = power_of_two(finite, exponent - 29);
+      row_scales(i / 16)[i % 2 * 8 + i % 16 / 2] =
+          moebius_coefficients<Bits>(table, coefficients(i / 16) + i % 16);
     }
   }
 
@@ -234,103 +181,10 @@ struct bit_serial {
 
   // --- products ----------------------------------------------------------------------------------
 
-  using counts = int[sets][n_tiles][4];
-
-  /// Operand b of a tile: a bit-plane's words of two runs of 32 columns, for every eight planes.
-  struct tile_x {
-    std::uint32_t word[n_tiles][2];
-  };
-
-  /// Counts set S, then every set that adds later planes to it.
-  template <bool First, int S, int Next>
-  __device__ __forceinline__ void descend(const std::uint32_t (&plane)[Bits][4],
-                                          const std::uint32_t (&product)[4], const tile_x& x,
-                                          counts& c) const {
-#pragma unroll
-    for (int n = 0; n < n_tiles; ++n) {
-      if constexpr (First)
-        mma_and_popc_first(c[S - 1][n], product, x.word[n][0], x.word[n][1]);
-      else
-        mma_and_popc(c[S - 1][n], product, x.word[n][0], x.word[n][1]);
-    }
-    extend<First, S, Next>(plane, product, x, c);
-  }
-
-  template <bool First, int S, int Next>
-  __device__ __forceinline__ void extend(const std::uint32_t (&plane)[Bits][4],
-                                         const std::uint32_t (&product)[4], const tile_x& x,
-                                         counts& c) const {
-    if constexpr (Next < Bits) {
-      std::uint32_t with[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) with[i] = S == 0 ? plane[Next][i] : product[i] & plane[Next][i];
-      descend<First, (S | 1 << Next), Next + 1>(plane, with, x, c);
-      extend<First, S, Next + 1>(plane, product, x, c);
-    }
-  }
-
   /// This lane's words of slot `i` of its warp's ring.
   __device__ std::uint32_t ring(int i) const {
     return shared_address(shared) +
            static_cast<std::uint32_t>((warp * slice_tiles + i) * tile_bytes + lane * 16);
-  }
-
-  __device__ __forceinline__ static void load_plane(std::uint32_t from, int j,
-                                                    std::uint32_t (&plane)[4]) {
-    const uint4 w = load_shared_v4(from + j * packed_layout::tile_words * 4);
-    plane[0] = rotate_right(w.x, j), plane[1] = rotate_right(w.y, j);
-    plane[2] = rotate_right(w.z, j), plane[3] = rotate_right(w.w, j);
-  }
-
-  /// Adds the counts of a tile; the first of a slice begins them.
-  /// @param from this lane's words of the tile's planes, in shared memory
-  /// @param x_from this lane's words of the tile's activations
-  template <bool First>
-  __device__ __forceinline__ void multiply(std::uint32_t from, const std::uint32_t* x_from,
-                                           counts& c) const {
-    tile_x x;
-#pragma unroll
-    for (int n = 0; n < n_tiles; ++n)
-      x.word[n][0] = x_from[n * 8], x.word[n][1] = x_from[n * 8 + 4 * x_bits];
-    std::uint32_t plane[Bits][4];
-#pragma unroll
-    for (int j = 0; j < Bits; ++j) load_plane(from, j, plane[j]);
-    extend<First, 0, 0>(plane, plane[0], x, c);
-  }
-
-  /// The result of a slice.
-  __device__ __forceinline__ void store_slice(const counts& c, int unit_in_batch, int slice) const {
-    const int lane = opaque(this->lane);
-    const int g = lane / 4, t = lane % 4;
-    const int2* coefficient = reinterpret_cast<const int2*>(coefficients(unit_in_batch)) + g;
-    // Bit-plane 23, in the last lane of the quad, is the sign. Small negative activations have ones
-    // in all high planes, whose counts cancel between lanes: floats would not do.
-    const int top = t == 3 ? -2 : 2;
-    long long upper = 0, lower = 0;
-#pragma unroll
-    for (int s = 0; s < sets; ++s) {
-      auto weigh = [&](int i) {
-        const int u0 = c[s][0][i] + 2 * c[s][0][i + 1];
-        const int u1 = c[s][1][i] + 2 * c[s][1][i + 1];
-        const int u2 = c[s][2][i] + top * c[s][2][i + 1];
-        return u0 + 256 * u1 + 65536 * u2;  // at most 1024 * 3 * 2^16
-      };
-      const int2 by = coefficient[(s + 1) * 8];
-      upper += static_cast<long long>(weigh(0)) * by.x;
-      lower += static_cast<long long>(weigh(2)) * by.y;
-    }
-    // Even lanes go on with row g, odd ones with row g + 8.
-    const double shift = __int2double_rn(1 << 2 * t);
-    const bool odd = t % 2 != 0;
-    double sum = static_cast<double>(odd ? lower : upper) * shift;
-    sum += __shfl_xor_sync(0xffffffffu, static_cast<double>(odd ? upper : lower) * shift, 1);
-    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-    if (t < 2) {
-      const slice_scale& x = scales()[slice];
-      const int2 none = coefficient[0];
-      sum = fma(static_cast<double>(odd ? none.y : none.x), x.sum[0] + x.sum[1], sum);
-      sums(unit_in_batch)[slice * 16 + g + 8 * t] = sum * x.back;
-    }
   }
 
   // --- the loop ----------------------------------------------------------------------------------
@@ -417,7 +271,7 @@ struct bit_serial {
     while (next.tiles > 0) {
       const std::uint32_t* x =
           reinterpret_cast<const std::uint32_t*>(shared + x_offset(p.col_tiles)) +
-          next.slice * slice_tiles * tile_x_words + opaque(lane) % 4 * x_bits + lane / 4;
+          next.slice * slice_tiles * tile_x_words + products::x_offset(opaque(lane));
       advance(next, done, slice_count);
       counts c;
 #pragma unroll
@@ -426,15 +280,18 @@ struct bit_serial {
         // Past the last column activations are zero, so whatever the ring holds counts nothing. A
         // branch would cost more: the tensor cores are drained before it.
         if (i == 0)
-          multiply<true>(ring(i), x, c);
+          products::template multiply<true>(ring(i), x, c);
         else
-          multiply<false>(ring(i), x + i * tile_x_words, c);
+          products::template multiply<false>(ring(i), x + i * tile_x_words, c);
         request(next, i);
       }
       // The slice before the next, found again: it would take two registers of the products.
-      const int after = next.slice;
-      store_slice(c, after == 0 ? next.unit - 1 : next.unit,
-                  after == 0 ? slice_count - 1 : after - 1);
+      const int after = next.slice, unit = after == 0 ? next.unit - 1 : next.unit;
+      const int slice = after == 0 ? slice_count - 1 : after - 1;
+      const slice_scale& scale_of_slice = scales()[slice];
+      products::store_slice(c, coefficients(unit), scale_of_slice.back,
+                            scale_of_slice.sum[0] + scale_of_slice.sum[1], opaque(lane),
+                            sums(unit) + slice * 16);
     }
     // Now there are registers for outliers, which came while planes were multiplied.
     if constexpr (Outliers) {

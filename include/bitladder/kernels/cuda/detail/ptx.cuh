@@ -93,6 +93,10 @@ __device__ __forceinline__ float load_shared_f32(std::uint32_t address) {
   return d;
 }
 
+__device__ __forceinline__ void store_shared_u32(std::uint32_t address, std::uint32_t v) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
+}
+
 template <int Offset>
 __device__ __forceinline__ void store_shared_f32(std::uint32_t address, float v) {
   asm volatile("st.shared.f32 [%0+%1], %2;" ::"r"(address), "n"(Offset), "f"(v) : "memory");
