@@ -209,7 +209,7 @@ class resident_attention {
     for (int h = 0; h < Heads; ++h) r[h] = softmax();
     const int window_from = window_begin(s.more), n = slice_positions();
     int slice = 0;
-    const int count = slices(s, warp, slice);
+    const int count = products.own_slices(step, slice);
 #pragma unroll 1
     for (int i = 0; i < count; ++i, ++slice) {
       products.next_slice();

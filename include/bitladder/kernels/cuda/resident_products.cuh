@@ -51,6 +51,9 @@ class resident_products {
   using slice_scale = typename shape::slice_scale;
   static constexpr int warps = shape::warps, threads = shape::threads, slots = shape::slots;
   static constexpr int slice_tiles = resident_slice_tiles;
+  /// The warp that looks after steps to come: one between those with results to write, which are
+  /// the first, and those with tables to prepare, the last.
+  static constexpr int clerk = warps / 2;
   static_assert(slice_tiles == detail::bit_serial_slice_tiles, "");
 
  public:
@@ -68,7 +71,7 @@ class resident_products {
                                const resident_memory& memory, unsigned char* shared,
                                std::uint32_t tag, Own& own)
       : program_(program), count_(count), memory_(memory), shared_(shared), tag_(tag), own_(own) {
-    if (warp_ == warps - 1) {
+    if (warp_ == clerk) {
       for (int i = 0; i < shape::held_steps - 1; ++i) hold(i);
       __syncwarp();
       for (int i = 0; i < shape::held_steps - 2; ++i) prepare_runs(i);
@@ -93,12 +96,19 @@ class resident_products {
                                                   memory_.steps)[i & (shape::held_steps - 1)];
   }
 
+  /// This warp's slices of step i, no product: how many, and the first as `slices` of Own gave it.
+  __device__ int own_slices(int i, int& first) const {
+    const resident_cursor& c = run_of(i, warp_);
+    first = c.slice;
+    return c.left;
+  }
+
   /// Shared memory for the kernel's own use outside of products.
   __device__ unsigned char* own_memory() const { return shared_ + memory_.x; }
 
   /// At the end of every step. A barrier of the block follows in the next.
   __device__ void end(int i) {
-    if (warp_ == warps - 1) {
+    if (warp_ == clerk) {
       hold(i + shape::held_steps - 1);
       prepare_runs(i + shape::held_steps - 2);
       prefetch(i + 2);

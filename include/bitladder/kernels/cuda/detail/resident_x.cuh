@@ -65,66 +65,71 @@ struct resident_x {
 
   /// Writes the bit-planes of all activations; a warp takes column tiles, a lane 8 columns of each.
   /// Loops instead of registers for all tiles of a warp: the instructions of a layer, each of which
-  /// is run through once, should stay in their cache.
+  /// is run through once, should stay in their cache. By all warps of a block.
   /// @param expected tag of x; @param tiles of whole slices; @param arrived called when x is there
   template <class Arrived>
   __device__ __forceinline__ void share(const resident_step& s, std::uint32_t expected, int tiles,
                                         Arrived&& arrived) const {
+    static_assert(warps % slice_tiles == 0, "a slice's tiles go to neighbours");
     const auto col = [&](int tile) { return (tile * 32 + lane) * 8; };
     const auto fetch = [&](int tile, pairs& p) {
-      if (tile >= 0 && tile < tiles && col(tile) < s.cols) load(s.x + col(tile) / 2, p);
+      if (tile < tiles && col(tile) < s.cols) load(s.x + col(tile) / 2, p);
+    };
+    const auto wait = [&](int tile, pairs& p) {
+      if (col(tile) < s.cols)
+        while (!complete(p, expected)) load(s.x + col(tile) / 2, p);
+      __syncwarp();
     };
     const bool normed = s.norm != nullptr;
     pairs p, next;
     float squares = 0.f, v[8];
-    int tile = warp;
-    if (tile < tiles) {
-      // One lane looks until its last word comes; then mostly all have.
-      if (lane == 0 && col(tile) < s.cols)
-        static_cast<void>(wait_for_pair(s.x + col(tile) / 2 + 3, expected));
-      __syncwarp();
-      fetch(tile, p);
+    if (normed) {
 #pragma unroll 1
-      for (;;) {
-        fetch(tile + warps, next);
-        if (col(tile) < s.cols)
-          while (!complete(p, expected)) fetch(tile, p);
-        __syncwarp();
+      for (int tile = warp + warps; tile < tiles; tile += warps) {  // the others' part of the norm
+        fetch(tile, p);
+        wait(tile, p);
         weigh(s, col(tile), p, squares, v);
+      }
+    }
+    // One lane looks until its last word comes; then mostly all have.
+    if (lane == 0 && warp < tiles && col(warp) < s.cols)
+      static_cast<void>(wait_for_pair(s.x + col(warp) / 2 + 3, expected));
+    __syncwarp();
+    fetch(warp, p);
+    float norm = 1.f;
+#pragma unroll 1
+    for (int tile = warp, base = 0; base < tiles; base += warps, tile += warps) {
+      const bool here = tile < tiles;
+      fetch(tile + warps, next);
+      if (here) {
+        wait(tile, p);
+        float first = 0.f;
+        weigh(s, col(tile), p, first, v);
+        if (base == 0) squares += first;
         unsigned top = 0;  // magnitudes of floats are ordered as integers
 #pragma unroll
         for (int k = 0; k < 8; ++k) top = max(top, __float_as_uint(v[k]) & 0x7fffffffu);
         top = __reduce_max_sync(0xffffffffu, top);
         if (lane == 0) scales[tile / slice_tiles].largest[tile % slice_tiles] = top;
-        if (tile + warps >= tiles) break;
-        tile += warps;
-#pragma unroll
-        for (int k = 0; k < 4; ++k) p[k / 2][k % 2] = next[k / 2][k % 2];
       }
-      arrived();
-      if (normed) {
+      if (base == 0) arrived();
+      // Warps without columns come too, or compute-sanitizer's racecheck loses count of barriers.
+      if (normed && base == 0) {
 #pragma unroll
         for (int by = 16; by > 0; by /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, by);
         if (lane == 0) parts[warp] = squares;
-      }
-    }
-    // Warps without columns come too, or compute-sanitizer's racecheck loses count of barriers.
-    __syncthreads();
-    if (tile >= tiles) return;
-    float norm = 1.f;
-    if (normed) {
-      squares = lane < min(tiles, warps) ? parts[lane] : 0.f;
+        __syncthreads();
+        squares = lane < warps ? parts[lane] : 0.f;
 #pragma unroll
-      for (int by = 16; by > 0; by /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, by);
-      norm = rsqrtf(fmaf(squares, s.mean_by, s.epsilon));
-    }
-    // Back through the tiles: the last one is in registers.
-#pragma unroll 1
-    for (;;) {
-      fetch(tile - warps, next);
+        for (int by = 16; by > 0; by /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, by);
+        norm = rsqrtf(fmaf(squares, s.mean_by, s.epsilon));
+      } else {
+        wait_for_warps(1 + warp / slice_tiles, 32 * slice_tiles);  // those with the same slice
+      }
+      if (!here) continue;
       auto& scale = scales[tile / slice_tiles];
-      const uint4 top = *reinterpret_cast<const uint4*>(scale.largest);
-      const float largest = __uint_as_float(max(max(top.x, top.y), max(top.z, top.w))) * norm;
+      const uint4 tops = *reinterpret_cast<const uint4*>(scale.largest);
+      const float largest = __uint_as_float(max(max(tops.x, tops.y), max(tops.z, tops.w))) * norm;
       const int exponent = bit_serial_exponent(largest);
       const float by = norm * bit_serial_scale(exponent);
       std::uint32_t w[8];
@@ -141,9 +146,8 @@ struct resident_x {
         scale.sum[tile % slice_tiles] =
             fma(256.0, static_cast<double>(upper), static_cast<double>(lower));
       }
-      tile -= warps;
-      if (tile < 0) break;
-      weigh(s, col(tile), next, squares, v);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) p[k / 2][k % 2] = next[k / 2][k % 2];
     }
   }
 };
