@@ -148,7 +148,7 @@ class workspace {
     bitladder::check(state.clear(stream));
     bitladder::check(log.clear(stream));  // read whole, and written as far as steps go
     bitladder::check(cache_memory.clear(stream));
-    // The sanitizer's initcheck does not see what cuBLAS stores through the tensor memory unit.
+    // The sanitizer's initcheck takes what cuBLAS writes on an H200 for unwritten.
     for (auto* written_by_blas : {&query, &key, &value, &gate, &up})
       bitladder::check(written_by_blas->clear(stream));
     bitladder::check(products.clear(stream));

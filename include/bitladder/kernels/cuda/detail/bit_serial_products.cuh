@@ -3,6 +3,10 @@
 // products of bits, counts on the binary tensor cores, and what the counts of a slice amount to.
 // How they go together: bit_serial_kernel.cuh. Device code only. Tested by
 // tests/kernels/cuda/gemm_test.cu.
+//
+// Binary products do not run beside other integer instructions: an H200 does 0.59 of them a clock
+// and multiprocessor alone, 0.36 with two LOP3 or two IMAD for each. So what is around them counts
+// in full: masks, and the weighing of counts at the end of every slice.
 #pragma once
 
 #include <bitladder/config.hpp>
