@@ -133,6 +133,7 @@ set(BL_CUDA_HEADERS
   include/bitladder/kernels/cuda/detail/output.cuh
   include/bitladder/kernels/cuda/detail/ptx.cuh
   include/bitladder/kernels/cuda/detail/repack_kernel.cuh
+  include/bitladder/kernels/cuda/detail/resident_source.cuh
   include/bitladder/kernels/cuda/detail/resident_x.cuh
   include/bitladder/kernels/cuda/detail/small_batch_kernel.cuh
   include/bitladder/kernels/cuda/detail/small_batch_launch.cuh

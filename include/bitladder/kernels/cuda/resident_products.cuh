@@ -13,6 +13,7 @@
 #include <bitladder/config.hpp>
 #include <bitladder/kernels/cuda/detail/bit_serial_products.cuh>
 #include <bitladder/kernels/cuda/detail/ptx.cuh>
+#include <bitladder/kernels/cuda/detail/resident_source.cuh>
 #include <bitladder/kernels/cuda/detail/resident_x.cuh>
 #include <bitladder/kernels/cuda/packed_layout.hpp>
 #include <bitladder/kernels/cuda/policy.cuh>
@@ -57,12 +58,7 @@ class resident_products {
   static_assert(slice_tiles == detail::bit_serial_slice_tiles, "");
 
  public:
-  /// Where this lane's words of a slice come from.
-  struct source {
-    const std::uint32_t* from;
-    std::uint32_t stride;  ///< words from plane to plane; 0: a slice of the kernel's own
-    int count;             ///< column tiles; for the kernel's own use
-  };
+  using source = resident_source;
 
   /// @param program `count` steps in device memory
   /// @param shared memory.total bytes, 128-byte aligned
@@ -290,43 +286,14 @@ class resident_products {
 
   // -------------------------------------------------------------------------------------- copies
 
-  __device__ static int matrix_of(const resident_step& s, int unit, int& row_tile) {
-    if (s.paired != 0) {
-      row_tile = unit / 2;
-      return unit % 2;
-    }
-    int i = 0;
-    while (i + 1 < s.count && unit >= s.matrices[i + 1].first_unit) ++i;
-    row_tile = unit - s.matrices[i].first_unit;
-    return i;
-  }
-
-  /// Where a slice is.
-  __device__ __forceinline__ static source find_slice(const resident_step& s, int unit, int slice,
-                                                      const Own& own) {
-    source at{nullptr, 0, 0};
-    if (s.count == 0) {
-      own.aim(s, slice, at);
-      return at;
-    }
-    int row_tile;
-    const auto& m = s.matrices[matrix_of(s, unit, row_tile)];
-    at.from = m.planes +
-              static_cast<std::uint64_t>(static_cast<std::uint32_t>(row_tile)) * m.row_tile_stride +
-              slice * slice_tiles * packed_layout::tile_words +
-              static_cast<int>(threadIdx.x) % 32 * packed_layout::lane_words;
-    at.stride = s.plane_stride;
-    at.count = s.col_tiles - slice * slice_tiles;
-    return at;
-  }
   /// As find_far_run: of a step in device memory.
   __device__ static __noinline__ source find_far_slice(const resident_step* s, int unit, int slice,
                                                        Own own) {
-    return find_slice(*s, unit, slice, own);
+    return detail::find_slice(*s, unit, slice, own);
   }
   /// Points `next_` at the cursor's slice.
   __device__ __forceinline__ void aim(const resident_cursor& c) {
-    next_ = c.step < ready_ ? find_slice(step(c.step), c.unit, c.slice, own_)
+    next_ = c.step < ready_ ? detail::find_slice(step(c.step), c.unit, c.slice, own_)
                             : find_far_slice(program_ + c.step, c.unit, c.slice, own_);
   }
 
@@ -418,7 +385,7 @@ class resident_products {
     constexpr int bytes = (16 << Bits) * 2, lines = (bytes + 127) / 128;
     for (int n = lane_; n < run.units * lines; n += 32) {
       int row_tile;
-      const auto& m = s.matrices[matrix_of(s, run.begin + n / lines, row_tile)];
+      const auto& m = s.matrices[detail::matrix_of(s, run.begin + n / lines, row_tile)];
       ask(reinterpret_cast<const char*>(m.tables) + static_cast<std::size_t>(row_tile) * bytes +
           n % lines * 128);
     }
@@ -436,7 +403,7 @@ class resident_products {
 #pragma unroll 1
     for (int i = first; i < run.units * 16; i += stride) {
       int row_tile;
-      const auto& m = s.matrices[matrix_of(s, run.begin + i / 16, row_tile)];
+      const auto& m = s.matrices[detail::matrix_of(s, run.begin + i / 16, row_tile)];
       const __half* table = reinterpret_cast<const __half*>(m.tables) +
                             static_cast<std::size_t>(row_tile) * (16 << Bits) + i % 16;
       row_scales(i / 16)[i % 2 * 8 + i % 16 / 2] =
@@ -471,7 +438,7 @@ class resident_products {
         v = static_cast<float>(sum * row_scales(unit + part)[row]);
       }
       int row_tile = (run.begin + unit) / 2;
-      const int which = s.paired != 0 ? 0 : matrix_of(s, run.begin + unit, row_tile);
+      const int which = s.paired != 0 ? 0 : detail::matrix_of(s, run.begin + unit, row_tile);
       const auto& m = s.matrices[which];
       const int at = row_tile * packed_layout::tile_rows + row;
       const bool here = i < outputs && at < m.rows;
