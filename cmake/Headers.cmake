@@ -35,6 +35,7 @@ set(BL_CORE_HEADERS
   include/bitladder/kernels/cpu/reference.hpp
   include/bitladder/kernels/cuda/packed_layout.hpp
   include/bitladder/kernels/cuda/packed_outliers.hpp
+  include/bitladder/kernels/cuda/resident_run.hpp
   include/bitladder/quantize/hidden_outliers.hpp
   include/bitladder/quantize/interval_search.hpp
   include/bitladder/quantize/kmeans_solver.hpp

@@ -137,7 +137,7 @@ class resident_products {
   /// @param to,age [rows / 2] tagged pairs and their tag
   __device__ void begin_residual(int i, const float* x, tagged_pair* to, int age) const {
     const resident_step& s = program_[i];
-    const resident_run<Bits> run(s, warp_);
+    const resident_run run = find_block_run(s, warp_);
     const int outputs = run.units * 16;
     for (int base = 0; base < outputs; base += threads) {
       const int n = base + static_cast<int>(threadIdx.x), at = run.begin * 16 + n;
@@ -264,9 +264,15 @@ class resident_products {
     const resident_step& s = step(i);
     if (lane_ < warps) run_of(i, lane_) = find_far_run(&s, i, lane_, own_);
     if (lane_ == warps && s.count > 0) {
-      const resident_run<Bits> run(s, 0);
+      const resident_run run = find_block_run(s, 0);
       run_of(i, warps) = {run.begin, run.units, run.slices, 0};
     }
+  }
+
+  __device__ static resident_run find_block_run(const resident_step& s, int warp) {
+    return {
+        s.items, s.paired, s.col_tiles, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x),
+        warp,    warps};
   }
 
   /// By value and not inlined: where it is called is rarely come to, and code is to be small.
@@ -274,7 +280,7 @@ class resident_products {
                                                               int warp, Own own) {
     resident_cursor c{i, 0, 0, 0};
     if (s->count > 0) {
-      const resident_run<Bits> run(*s, warp);
+      const resident_run run = find_block_run(*s, warp);
       c.left = run.to - run.from;
       c.unit = run.begin + run.from / run.slices;
       c.slice = run.from % run.slices;

@@ -6,7 +6,7 @@
 #include <bitladder/config.hpp>
 #include <bitladder/core/dtype.hpp>
 #include <bitladder/kernels/cuda/packed_layout.hpp>
-#include <bitladder/kernels/cuda/policy.cuh>
+#include <bitladder/kernels/cuda/resident_run.hpp>
 
 #include <cuda_fp16.h>
 
@@ -17,9 +17,6 @@
 namespace bitladder {
 inline namespace v0_1 {
 namespace cuda {
-
-/// Column tiles of a slice, the part of a row tile that a warp takes at a time.
-constexpr int resident_slice_tiles = 4;
 
 /// One step of a program that blocks go through together, in device memory: a product of up to
 /// three matrices that share x, or something that the kernel does itself.
@@ -71,36 +68,16 @@ struct alignas(16) resident_cursor {
   int unit, slice;  ///< the slice in the unit; for the kernel's own use if it is no product
 };
 
-/// A block's run of a product's units, and a warp's run of the slices of these.
-template <int Bits>
-struct resident_run {
-  int begin, units;  ///< of the block
-  int slices;        ///< of a unit
-  int from, to;      ///< of the warp, of units * slices
-
-  __device__ resident_run(const resident_step& s, int warp) {
-    constexpr int warps = resident_policy<Bits>::warps;
-    const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
-    begin = s.items * block / blocks;
-    units = (s.items * (block + 1) / blocks - begin) << s.paired;
-    begin <<= s.paired;
-    slices = (s.col_tiles + resident_slice_tiles - 1) / resident_slice_tiles;
-    from = units * slices * warp / warps;
-    to = units * slices * (warp + 1) / warps;
-  }
-};
-
 /// What the steps of a program need at most.
 struct resident_needs {
   int col_tiles = 0, units = 0, unit_slices = 0;
 
   /// @param blocks of the launch
   void add(const resident_step& s, int blocks) {
-    const int slices = (s.col_tiles + resident_slice_tiles - 1) / resident_slice_tiles;
-    const int most = ((s.items + blocks - 1) / blocks) << s.paired;
+    const int most = resident_run::most_units(s.items, s.paired, blocks);
     col_tiles = std::max(col_tiles, s.col_tiles);
     units = std::max(units, most);
-    unit_slices = std::max(unit_slices, most * slices);
+    unit_slices = std::max(unit_slices, most * resident_run::slices_of(s.col_tiles));
   }
 };
 
