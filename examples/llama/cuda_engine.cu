@@ -46,8 +46,10 @@ class card_engine::state {
     if (sizes.blas > 0) queue_.start_blas(room_.blas.data(), sizes.blas);
     steps_ = std::make_unique<card::layer_steps>(m.config(), weights_, room_, o.exact_batches,
                                                  queue_.blas(), stream);
-    resident_.prepare(m.config(), weights_, room_, plan_.bits, stream);
-    steps_->stay(resident_);
+    if (!plan_.exact) {
+      resident_.prepare(m.config(), weights_, room_, plan_.bits, stream);
+      steps_->stay(resident_);
+    }
     lengths_.resize(static_cast<std::size_t>(plan_.batch));
   }
 

@@ -51,10 +51,12 @@ struct engine_plan {
   bits_range bits;
   std::vector<int> precisions;
   int batch = 1, capacity = 0;
+  bool exact = true;
 
   engine_plan(const model& m, const card_options& o) {
     const config& c = m.config();
     check_runs_here(m);
+    exact = o.exact_batches;
     batch = o.batch;
     if (batch < 1 || batch > card_engine::max_batch)
       refuse(bitladder::status::invalid_argument, "card: batch: expected 1 to " +
@@ -97,7 +99,8 @@ struct engine_plan {
     card_memory use = device_model::predict(m, range, capacity);
     const auto sizes = workspace::plan(m, range, batch, capacity);
     use.cache = sizes.cache.size() * sizeof(__half);
-    use.scratch = workspace::bytes(m.config(), sizes) + resident_layers::predict(m.config(), range);
+    use.scratch = workspace::bytes(m.config(), sizes);
+    if (!exact) use.scratch += resident_layers::predict(m.config(), range);
     return use;
   }
 

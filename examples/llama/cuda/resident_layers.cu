@@ -15,6 +15,8 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <initializer_list>
@@ -29,6 +31,14 @@ namespace {
 
 constexpr std::size_t state_words = 4;
 using precisions = bitladder::bits_list<2, 3>;
+
+/// Who has a card.
+std::atomic<bool>* holder(int device) {
+  static std::array<std::atomic<bool>, 64> taken{};
+  return device < 0 || device >= static_cast<int>(taken.size())
+             ? nullptr
+             : &taken[static_cast<std::size_t>(device)];
+}
 
 bool runs_resident(const config& c) {
   return c.residual == residual_form::pre_norm && c.family->rotary() && c.family->gated() &&
@@ -134,6 +144,10 @@ bool describe(const config& c, const device_model& weights, const handovers& h, 
 
 }  // namespace
 
+resident_layers::~resident_layers() {
+  if (device_ >= 0) holder(device_)->store(false);
+}
+
 std::size_t resident_layers::predict(const config& c, const bits_range& bits) {
   if (!bits.quantized() || !runs_resident(c)) return 0;
   const int most = std::min(bits.most, resident_most_bits);
@@ -177,13 +191,20 @@ void resident_layers::prepare(const config& c, const device_model& weights, work
   a.scale = 1.f / std::sqrt(static_cast<float>(c.head_dim));
   a.scratch = scratch_.data();
   a.meetings = counters_.data() + state_words;
-  const bool able = card.compute_capability >= 90 && c.kv_heads <= blocks_;
+  if (card.compute_capability < 90 || c.kv_heads > blocks_) return;
+  if (device_ < 0) {
+    int device = 0;
+    bitladder::check(bitladder::cuda::call_status(cudaGetDevice(&device)));
+    std::atomic<bool>* const taken = holder(device);
+    if (taken == nullptr || taken->exchange(true)) return;
+    device_ = device;
+  }
   for (int b = std::max(bits.least, resident_least_bits);
        b <= std::min(bits.most, resident_most_bits); ++b) {
     plan& p = plans_[index(b)];
     reserve(p.steps, static_cast<std::size_t>(count_));
     std::vector<resident_step> steps;
-    if (!able || !describe(c, weights, h, room.x.data(), b, steps)) continue;
+    if (!describe(c, weights, h, room.x.data(), b, steps)) continue;
     bitladder::cuda::resident_needs needs;
     bitladder::check(bitladder::dispatch_bits(b, precisions{}, [&](auto bits_now) {
       using shape = bitladder::cuda::resident_shape<decltype(bits_now)::value>;
@@ -200,6 +221,9 @@ void resident_layers::prepare(const config& c, const device_model& weights, work
     bitladder::check(bitladder::cuda::call_status(cudaStreamSynchronize(stream)));
     p.ready = true;
   }
+  if (std::any_of(plans_.begin(), plans_.end(), [](const plan& p) { return p.ready; })) return;
+  holder(device_)->store(false);  // another's weights may be of the right kind
+  device_ = -1;
 }
 
 bitladder::status resident_layers::launch(int bits, bool pdl, cudaStream_t stream,

@@ -25,13 +25,21 @@ namespace card {
 /// The precisions that have a resident kernel.
 constexpr int resident_least_bits = 2, resident_most_bits = 3;
 
+/// Its blocks wait for each other, so two such launches that share a card's multiprocessors would
+/// wait forever: one object of a process has them on a card, others have none.
 class resident_layers {
  public:
+  resident_layers() = default;
+  resident_layers(const resident_layers&) = delete;
+  resident_layers& operator=(const resident_layers&) = delete;
+  ~resident_layers();
+
   /// Bytes of device memory that precisions of `bits` take.
   static std::size_t predict(const config& c, const bits_range& bits);
 
   /// Describes the layers to the card, for every precision of `bits` that runs this way: rotary
-  /// pre-norm layers with gated SiLU, all linears in planes without outliers, on sm_90 and later.
+  /// pre-norm layers with gated SiLU, all linears in planes without outliers, on sm_90 and later,
+  /// if no other object has the card.
   /// @param weights,room stay where they are
   void prepare(const config& c, const device_model& weights, workspace& room,
                const bits_range& bits, cudaStream_t stream);
@@ -73,6 +81,7 @@ class resident_layers {
   bitladder::cuda::tagged_pair* first_ = nullptr;
   unsigned* state_ = nullptr;
   int count_ = 0, blocks_ = 0;
+  int device_ = -1;  // whose only one this is
 };
 
 }  // namespace card

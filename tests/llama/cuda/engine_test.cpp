@@ -429,6 +429,30 @@ TEST_CASE("all layers of a step go in one launch, whatever their widths" *
   }
 }
 
+TEST_CASE("one engine of a card has all layers in one launch, the next when that is gone" *
+          doctest::skip(!support::has_device())) {
+  const llama::model m = llama::load(support::quantized_small());
+  llama::card_options options;
+  options.precisions = {2, 3};
+  options.exact_batches = false;
+  const auto one_launch = [](llama::card_engine& engine) {
+    const int sequence = 0;
+    const auto launches = engine.profile({&sequence, 1}, 2, 1);
+    return std::any_of(launches.begin(), launches.end(),
+                       [](const auto& l) { return l.name == "layers"; });
+  };
+  llama::card_engine second = [&] {
+    llama::card_engine first(m, options);
+    llama::card_engine at_the_same_time(m, options);
+    CHECK(one_launch(first) == has_room_for_steps());
+    CHECK(!one_launch(at_the_same_time));
+    return at_the_same_time;
+  }();
+  CHECK(!one_launch(second));
+  llama::card_engine third(m, options);
+  CHECK(one_launch(third) == has_room_for_steps());
+}
+
 TEST_CASE("generate writes with a card as with the CPU" * doctest::skip(!support::has_device())) {
   const llama::model m = llama::load(support::small_model());
   const llama::tokenizer words = llama::tokenizer::of_model(support::small_model());
