@@ -163,14 +163,16 @@ struct quantize_run {
   std::vector<const source_linear*> pending;
   std::function<void(const source_linear&)> told;  ///< of each that is done
 
-  /// Calls `use(linear_data)`, puts the tensor's name before errors, and lets its pages go.
+  /// Calls `use(linear_data)`, puts files and the tensor's name before errors, and lets its pages
+  /// go.
   template <class Use>
   void load(const source_linear& l, const Use& use) const {
     try {
       use(loaded_linear(source, sensitivities, l).data());
     } catch (const bitladder::error& e) {
-      throw bitladder::error(e.code(),
-                             source.path() + ": tensor \"" + l.weight->name + "\": " + e.what());
+      std::string where = source.path() + ": tensor \"" + l.weight->name + "\"";
+      if (l.sensitivity != nullptr) where += ", sensitivities of " + sensitivities->path();
+      throw bitladder::error(e.code(), where + ": " + e.what());
     }
     source.release(*l.weight);
     if (l.sensitivity != nullptr) sensitivities->release(*l.sensitivity);

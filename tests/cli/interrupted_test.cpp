@@ -148,7 +148,8 @@ TEST_CASE("sensitivities that are damaged are named, and no checkpoint comes of 
   const outcome bad = tool(run + " --sensitivities " + given.string());
   CHECK(bad.status == 1);
   for (const std::string& part :
-       {tensor, std::string("sensitivity at row 1, column 44"), std::string("found -1")})
+       {tensor, given.string(), std::string("sensitivity at row 1, column 44"),
+        std::string("found -1")})
     CHECK_MESSAGE(contains(bad.text, part), bad.text);
   CHECK(!fs::exists(out));
 }
