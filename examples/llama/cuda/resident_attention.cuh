@@ -2,7 +2,8 @@
 // Attention of one new token inside the kernel of a whole step (resident_step_kernel.cuh): its
 // blocks take a kv head each, or a part of its positions where there are many. Keys and values of
 // earlier tokens come through the rings of the warps, ahead of time, as weights do. What is joined
-// and in which order depends on the position alone. Tested by tests/llama/cuda/engine_test.cpp.
+// and in which order depends on the position alone. Tested by
+// tests/llama/cuda/resident_layers_test.cpp.
 #pragma once
 
 #include <bitladder/kernels/cuda/resident_products.cuh>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // All layers of a step of one sequence as one launch (resident_step_kernel.cuh), where model and
-// card allow it. Tested by tests/llama/cuda/engine_test.cpp.
+// card allow it. Tested by tests/llama/cuda/resident_layers_test.cpp.
 #pragma once
 
 #include <bitladder/core/status.hpp>

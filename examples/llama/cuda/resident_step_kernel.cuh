@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // All layers of a model for one token in one launch: a block for every multiprocessor, which stays
 // from the first layer to the last and takes what others made as soon as it is there. Tested by
-// tests/llama/cuda/engine_test.cpp.
+// tests/llama/cuda/resident_layers_test.cpp.
 #pragma once
 
 #include <bitladder/config.hpp>

@@ -7,7 +7,7 @@
 // token, 2 or 3 bits, on the binary tensor cores: detail/bit_serial_kernel.cuh has the method, the
 // order of sums and the bounds; that of rounding activations to 24 bits on their way is in
 // tagged_pairs.cuh. All blocks must be on the card together. sm_90 and later. Tested by
-// tests/llama/cuda/engine_test.cpp.
+// tests/llama/cuda/resident_layers_test.cpp.
 #pragma once
 
 #include <bitladder/config.hpp>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // How a kernel of resident_products.cuh is shaped, and how it divides its shared memory: what host
-// and device agree on. Tested by tests/llama/cuda/engine_test.cpp.
+// and device agree on. Tested by tests/llama/cuda/resident_layers_test.cpp.
 #pragma once
 
 #include <bitladder/config.hpp>

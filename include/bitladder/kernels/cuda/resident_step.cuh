@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // What a kernel that stays on the card for many products (resident_products.cuh) goes through, and
-// how it divides its shared memory. Tested by tests/llama/cuda/engine_test.cpp.
+// how it divides its shared memory. Tested by tests/llama/cuda/resident_layers_test.cpp.
 #pragma once
 
 #include <bitladder/config.hpp>

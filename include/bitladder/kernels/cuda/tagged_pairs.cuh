@@ -3,7 +3,7 @@
 // one 8-byte word, which is written and read whole, so who reads the tag that it waits for has the
 // numbers too. No fence, no flag, one trip to the second-level cache each way (the "LL" protocol of
 // NCCL has the idea). Numbers lose 8 bits of a float's 24-bit significand: an error of at most
-// 2^-16 of each. Tested by tests/llama/cuda/engine_test.cpp.
+// 2^-16 of each. Tested by tests/llama/cuda/resident_layers_test.cpp.
 #pragma once
 
 #include <bitladder/config.hpp>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Where the weights of a slice lie, for resident_products.cuh. Device code only. Tested by
-// tests/llama/cuda/engine_test.cpp.
+// tests/llama/cuda/resident_layers_test.cpp.
 #pragma once
 
 #include <bitladder/config.hpp>

@@ -2,7 +2,7 @@
 // Activations of resident_products.cuh: waited for, divided by their root mean square if asked for,
 // and made bit-planes. Every block does this for all of them: to share the work between blocks
 // would take another trip through the second-level cache. Device code only. Tested by
-// tests/llama/cuda/engine_test.cpp.
+// tests/llama/cuda/resident_layers_test.cpp.
 #pragma once
 
 #include <bitladder/config.hpp>
