@@ -329,9 +329,11 @@ TEST_CASE("killed at any moment and run again, quantize ends with the same bytes
         std::string(BL_TOOL) + " quantize " + small + " -q --threads 1 -o " + out.string();
     if (shell("timeout -s KILL " + std::string(seconds) + " " + run).status != 0) {
       ++killed;
-      CHECK(!fs::exists(out));
-      const outcome o = shell(run);
-      CHECK_MESSAGE(o.status == 0, o.text);
+      // If it was killed on its way out, after the last rename, what is there must be whole.
+      if (!fs::exists(out)) {
+        const outcome o = shell(run);
+        CHECK_MESSAGE(o.status == 0, o.text);
+      }
     }
     for (const auto& entry : fs::directory_iterator(checkpoint())) {
       CAPTURE(entry.path().string());
