@@ -213,12 +213,12 @@ void prompt(benchmark::State& state, int bits, int count) {
 void profile(int bits, int batch, int context) {
   bench_engine& b = bench_engine::of(bits != 16, false);
   b.fill(batch, context);
-  std::printf("%s, bits %d, batch %d, context %d\n%-20s %8s %10s %12s %10s %8s\n", model_name, bits,
+  std::printf("%s, bits %d, batch %d, context %d\n%-26s %8s %10s %12s %10s %8s\n", model_name, bits,
               batch, context, "launches of", "number", "us", "MB", "floor us", "floor/us");
   double sum = 0;
   for (const auto& l : b.engine().profile(first(batch), bits)) {
     const double floor = static_cast<double>(l.bytes) / copy_bytes_per_second * 1e6;
-    std::printf("%-20s %8d %10.2f %12.3f %10.2f %8.2f\n", l.name.c_str(), l.launches, l.us,
+    std::printf("%-26s %8d %10.2f %12.3f %10.2f %8.2f\n", l.name.c_str(), l.launches, l.us,
                 static_cast<double>(l.bytes) * 1e-6, floor, floor / l.us);
     if (l.name != "step" && l.name[0] != '-') sum += l.us;
   }

@@ -148,9 +148,9 @@ class card_engine {
     std::size_t bytes = 0;  ///< of weights, or of keys and values, that they read
   };
   /// Times a step of `sequences` at `bits` by kinds of launches: a graph of each kind alone, then,
-  /// as "step", of all. A launch of several steps, "layers", is followed by what its first block
-  /// takes for each of them, with names that begin with "-". Lengths stay as they are; logits are
-  /// lost.
+  /// as "step", of all. A launch of several steps, "layers", is followed by what its blocks take
+  /// for each of them: at least, in the mean and at most, with names that begin with "-". Lengths
+  /// stay as they are; logits are lost.
   /// @param replays of each graph
   std::vector<launch_time> profile(bitladder::vector_view<const int> sequences, int bits,
                                    int replays = 20);

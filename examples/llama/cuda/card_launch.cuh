@@ -119,6 +119,16 @@ __device__ __forceinline__ std::uint32_t shared_address(const void* p) {
 __device__ __forceinline__ float2 unpack_half2(std::uint32_t bits) {
   return __half22float2(*reinterpret_cast<const __half2*>(&bits));
 }
+/// Eight numbers that were loaded at once.
+__device__ __forceinline__ void widen(const uint4& bits, float (&x)[8]) {
+  const std::uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 f = unpack_half2(words[i]);
+    x[2 * i] = f.x;
+    x[2 * i + 1] = f.y;
+  }
+}
 __device__ __forceinline__ std::uint32_t pack_half2(float low, float high) {
   const __half2 h = __floats2half2_rn(low, high);
   return *reinterpret_cast<const std::uint32_t*>(&h);

@@ -92,17 +92,6 @@ __device__ __forceinline__ void store_in_first(const float& here, float v) {
 #endif
 }
 
-/// Up to 8 keys or values of a position from a place that is 16-byte aligned.
-__device__ __forceinline__ void widen(const uint4& bits, float (&x)[8]) {
-  const std::uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 f = unpack_half2(words[i]);
-    x[2 * i] = f.x;
-    x[2 * i + 1] = f.y;
-  }
-}
-
 /// Grid (ranks: 1, 2, 4 or 8, a cluster; kv heads * head groups; rows).
 template <int Lanes, int Heads>
 BL_KERNEL __launch_bounds__(attention_threads, 2)

@@ -41,7 +41,8 @@ std::size_t slab_product_workspace_bytes(const bitladder::cuda::gemm_args& args)
 int slab_product_tokens(int bits, const bitladder::cuda::gemm_args& args) {
   // Outliers are put into a slab as it is made; beside other products they are a launch of their
   // own. An H200 takes 942 us for the linears of a 7B's layer with 512 tokens, 4 bits and 0.45% of
-  // outliers, 204 us with 64 tokens; by slabs 530 us with 512 and 370 with 256 if there are none.
+  // outliers, 204 us with 64 tokens; by slabs a layer with its attention takes 579 us with 512 and
+  // 412 with 256 if there are none. With outliers slabs were not timed.
   for (int i = 0; i < args.count; ++i)
     if (args.matrices[i].w.outliers.runs > 0) return 256;
   int tokens = INT_MAX;

@@ -88,8 +88,6 @@ class resident_attention {
     return position >= 0 && position < a.cache.capacity && slot >= 0 && slot < a.cache.slots;
   }
   __device__ bool takes_part() const { return part < parts; }
-  /// Blocks that take part.
-  __device__ unsigned members() const { return static_cast<unsigned>(parts * a.cache.kv_heads); }
 
   // --- copies ----------------------------------------------------------------------------------
   // A slice is `vectors` times 512 bytes of keys, in slots 0 and 1, and of values, in 2 and 3.
@@ -322,15 +320,6 @@ class resident_attention {
       r.sum = fmaf(__ldcg(from + i * stride + c), by, r.sum);
     }
     return r;
-  }
-
-  __device__ static void widen(const uint4& bits, float (&x)[8]) {
-    const std::uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 f = unpack_half2(words[i]);
-      x[2 * i] = f.x, x[2 * i + 1] = f.y;
-    }
   }
 
   template <int Count>

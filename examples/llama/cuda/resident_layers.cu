@@ -19,7 +19,9 @@
 #include <atomic>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <initializer_list>
+#include <iterator>
 #include <vector>
 
 namespace llama {
@@ -165,7 +167,8 @@ void resident_layers::prepare(const config& c, const device_model& weights, work
   bitladder::cuda::device_properties card;
   bitladder::check(bitladder::cuda::properties(card));
   if (predict(c, bits) == 0) return;
-  // Allocated whether or not the weights turn out to be of the right kind: as predicted.
+  // Allocated whether or not the weights turn out to be of the right kind, which a prediction does
+  // not know.
   reserve(scratch_, resident_scratch_floats(c.heads, c.head_dim));
   reserve(counters_, state_words + static_cast<std::size_t>(c.kv_heads));
   reserve(pairs_, handovers::count(c));

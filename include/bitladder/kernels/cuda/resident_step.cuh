@@ -29,7 +29,6 @@ struct alignas(16) resident_step {
     std::uint32_t row_tile_stride;  ///< words
     int first_unit;                 ///< number of its first row tile among all; not for a pair
     int rows;                       ///< even
-    int unused;
   };
   static constexpr int max_matrices = 3;
 
@@ -48,7 +47,6 @@ struct alignas(16) resident_step {
   int x_age, y_age;            ///< tags of x and of y, counted from that of the program
   int own;                     ///< for the kernel's use, if this is no product
   int more;                    ///< the same
-  int unused[3];
 };
 static_assert(sizeof(resident_step) % 16 == 0, "copied by vectors");
 
