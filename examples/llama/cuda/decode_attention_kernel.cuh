@@ -3,7 +3,8 @@
 // its key and value. The tiles of the cache that a token sees, of up to 64 KiB of keys and values,
 // are dealt to 1 part (two tiles) to 8 parts, and the parts to the blocks that the launch has for a
 // kv head; each group of lanes that holds one position has a softmax of its own. Groups, warps and
-// parts are joined in a fixed order at the end, so the bits depend on the positions alone. Blocks
+// parts are joined in a fixed order at the end, so the bits depend on the positions alone. The
+// first tiles come while the kernel before, which makes queries, ends. Blocks
 // of sm_90 and later are a cluster and meet in shared memory; others meet in `scratch`.
 // The splitting of long contexts is that of flash decoding (Dao et al. 2023); joining softmaxes of
 // parts: Milakov and Gimelshein 2018, section 3. Tested by tests/llama/cuda/operations_test.cu.
@@ -118,18 +119,64 @@ BL_KERNEL __launch_bounds__(attention_threads, 2)
   for (int i = thread; i < Heads * width; i += attention_threads) s.query[i / width][i % width] = 0;
   for (int i = thread; i < width; i += attention_threads) s.key[i] = s.value[i] = __float2half(0.f);
   __syncthreads();
+
+  // What steps before wrote, on its way while the kernel before this one ends: the position, then
+  // the first tiles and the angles of the position.
+  const int pairs = a.rope.pairs, units = d - pairs;
+  const int position = load_shared_by_all(a.positions + row);
+  const int slot = a.slots == nullptr ? row : load_shared_by_all(a.slots + row);
+  const bool valid = position >= 0 && position < cache.capacity && slot >= 0 && slot < cache.slots;
+  // Tiles from the first to the last that the token sees go to 1, 2, 4 or 8 parts in turn, so that
+  // short contexts have one and nobody to meet.
+  const int begin = a.window > 0 ? max(0, position + 1 - a.window) : 0;
+  const int first_tile = begin / tile, tiles = position / tile + 1;
+  int parts = 1;
+  while (parts < attention_parts && 2 * parts <= tiles - first_tile) parts *= 2;
+  const bool here = valid && rank < parts;
+  const __half* keys = cache.keys(a.layer, valid ? slot : 0, kv_head) + column;
+  const __half* values = cache.values(a.layer, valid ? slot : 0, kv_head) + column;
+  const bool has_column = here && column < cache_row;
+  uint4 k[rounds], v[rounds];
+  const auto load = [&](const __half* head, uint4(&to)[rounds], int which) {
+#pragma unroll
+    for (int j = 0; j < rounds; ++j) {
+      const int at = which * tile + j * groups + group;
+      to[j] = uint4{};
+      if (has_column && at >= begin && at < position)
+        to[j] = load_shared_by_all(static_cast<const void*>(head + at * cache_row));
+    }
+  };
+  int part = rank, t = first_tile + part;
+  load(keys, k, t);
+  load(values, v, t);
+  constexpr int mine = (Heads * width + attention_threads - 1) / attention_threads;
+  const std::size_t angles =
+      (here ? static_cast<std::size_t>(position) : 0) * static_cast<std::size_t>(pairs);
+  float cosine[mine + 1], sine[mine + 1];
+#pragma unroll
+  for (int j = 0; j <= mine; ++j) {
+    const int c = j < mine ? (thread + j * attention_threads) % width : thread;
+    cosine[j] = c < pairs ? a.rope.cosines[angles + static_cast<std::size_t>(c)] : 1.f;
+    sine[j] = c < pairs ? a.rope.sines[angles + static_cast<std::size_t>(c)] : 0.f;
+  }
   wait_for_dependency();
 
-  // One round trip to memory for the position and for all that does not depend on it. A thread has
-  // one unit of the new key, which is a pair that turns or a column that does not, up to two of the
-  // queries, and a column of the new value.
-  constexpr int mine = (Heads * width + attention_threads - 1) / attention_threads;
-  const int pairs = a.rope.pairs, units = d - pairs;
+  __half* out = a.out + (static_cast<std::size_t>(row) * static_cast<std::size_t>(a.heads) +
+                         static_cast<std::size_t>(first_head)) *
+                            static_cast<std::size_t>(d);
+  const __half zero = __float2half(0.f);
+  if (!here) {
+    if (!valid && rank == 0)
+      for (int i = thread; i < heads * d; i += attention_threads) out[i] = zero;
+    cluster_wait();
+    return;
+  }
+  // A thread has one unit of the new key, which is a pair that turns or a column that does not, up
+  // to two of the queries, and a column of the new value.
   const __half* q =
       a.q + static_cast<std::size_t>(row) * static_cast<std::size_t>(a.q_stride) + first_head * d;
   const std::size_t from = static_cast<std::size_t>(row) * static_cast<std::size_t>(a.kv_stride) +
                            static_cast<std::size_t>(kv_head * d);
-  const __half zero = __float2half(0.f);
   __half low[mine], high[mine], key_low = zero, key_high = zero, new_value = zero;
 #pragma unroll
   for (int j = 0; j < mine; ++j) {
@@ -144,57 +191,7 @@ BL_KERNEL __launch_bounds__(attention_threads, 2)
     key_high = a.k[from + thread + pairs];
   }
   if (thread < d) new_value = a.v[from + thread];
-  const int position = load_shared_by_all(a.positions + row);
-  const int slot = a.slots == nullptr ? row : load_shared_by_all(a.slots + row);
-
-  __half* out = a.out + (static_cast<std::size_t>(row) * static_cast<std::size_t>(a.heads) +
-                         static_cast<std::size_t>(first_head)) *
-                            static_cast<std::size_t>(d);
-  if (position < 0 || position >= cache.capacity || slot < 0 || slot >= cache.slots) {
-    if (rank == 0)
-      for (int i = thread; i < heads * d; i += attention_threads) out[i] = zero;
-    cluster_wait();
-    return;
-  }
-  // Tiles from the first to the last that the token sees go to 1, 2, 4 or 8 parts in turn, so that
-  // short contexts have one and nobody to meet.
-  const int begin = a.window > 0 ? max(0, position + 1 - a.window) : 0;
-  const int first_tile = begin / tile, tiles = position / tile + 1;
-  int parts = 1;
-  while (parts < attention_parts && 2 * parts <= tiles - first_tile) parts *= 2;
-  if (rank >= parts) {
-    cluster_wait();
-    return;
-  }
-
-  const __half* keys = cache.keys(a.layer, slot, kv_head) + column;
-  const __half* values = cache.values(a.layer, slot, kv_head) + column;
-  const bool has_column = column < cache_row;
-  uint4 k[rounds], v[rounds];
-  const auto load = [&](const __half* head, uint4(&to)[rounds], int which) {
-#pragma unroll
-    for (int j = 0; j < rounds; ++j) {
-      const int at = which * tile + j * groups + group;
-      to[j] = uint4{};
-      if (has_column && at >= begin && at < position)
-        to[j] = load_shared_by_all(static_cast<const void*>(head + at * cache_row));
-    }
-  };
-  int part = rank, t = first_tile + part;
-  load(keys, k, t);
-  load(values, v, t);
   {
-    const float* cosines =
-        a.rope.cosines + static_cast<std::size_t>(position) * static_cast<std::size_t>(pairs);
-    const float* sines =
-        a.rope.sines + static_cast<std::size_t>(position) * static_cast<std::size_t>(pairs);
-    float cosine[mine + 1], sine[mine + 1];
-#pragma unroll
-    for (int j = 0; j <= mine; ++j) {
-      const int c = j < mine ? (thread + j * attention_threads) % width : thread;
-      cosine[j] = c < pairs ? cosines[c] : 1.f;
-      sine[j] = c < pairs ? sines[c] : 0.f;
-    }
     const float scale = a.scale * 1.44269504f;  // the powers are of two
 #pragma unroll
     for (int j = 0; j < mine; ++j) {

@@ -101,6 +101,8 @@ struct rope_view {
 
 /// One token of each of m sequences: turns q and k by the token's position, stores k and v in the
 /// cache and attends over the positions up to its own, in one launch.
+/// With programmatic dependent launch, positions, slots and what the cache has of earlier tokens
+/// are read while the kernel before is still running: other kernels must have written them.
 struct decode_attention_args {
   const __half* q = nullptr;       ///< [m, heads * head_dim], not yet turned
   const __half* k = nullptr;       ///< [m, kv_heads * head_dim], not yet turned
