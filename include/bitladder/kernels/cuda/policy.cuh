@@ -112,11 +112,11 @@ struct gemv_policy {
   }
 
   /// Row tiles a multiprocessor from which lookups whose warps never meet are the faster ones; 0:
-  /// never. Fewer leave some warps without an item, and at 7 and 8 bits large matrices take the
-  /// time of a copy already (H200, 5 and 6 bits: 22016 x 4096 22.7 and 23.9 us, by the kernel for
-  /// batches 26.4 and 26.9; 57344 x 8192 101 and 107, by that one 108 and 111; but 4096 x
-  /// 11008 14.2 and 14.9, by that one 13.9 and 14.2).
-  static constexpr int lookup_stream_row_tiles = Bits == 5 || Bits == 6 ? 8 : 0;
+  /// never. Fewer leave some warps without an item (H200, 5 to 8 bits: SwiGLU of two 11008 x 4096
+  /// 24.5, 25.2, 25.8 and 29.4 us, by the kernel for batches 26.8, 27.4, 29.4 and 32.6; of two
+  /// 13824 x 5120 at 7 and 8 bits 41.7 and 44.4, by that one 52.6 and 52.0; but 4096 x 11008 14.6,
+  /// 14.9, 15.5 and 15.9, by that one 13.9, 14.0, 15.0 and 16.0).
+  static constexpr int lookup_stream_row_tiles = Bits >= 5 ? 8 : 0;
 
   /// Cards whose binary tensor cores are known to be fast (measured: 0.66 instructions a clock and
   /// multiprocessor on sm_90, as many as of fp16). Elsewhere the lookup kernels are the safe
@@ -147,21 +147,26 @@ struct bit_serial_policy {
 /// Shape of the lookup kernel for one token whose warps never meet.
 template <int Bits>
 struct lookup_stream_policy {
-  static_assert(Bits == 5 || Bits == 6, "precisions that have the kernel");
+  static_assert(Bits >= 5 && Bits <= 8, "precisions that have the kernel");
   static constexpr int bits = Bits;
 
   /// Warps of a block, which has the multiprocessor: two blocks of 8 are slower on large matrices
   /// (H200, 57344 x 8192: 5 bits 104 us, 101 with one; 6 bits 121 and 107).
   static constexpr int warps = 16;
 
+  /// Column tiles of an item: the order of summation depends on it (H200, 6 bits, 57344 x 8192: 107
+  /// us; of two 112, of one 126). With four at 8 bits 16 warps would read as many tables as there
+  /// is room for (SwiGLU of two 11008 x 4096 44.1 us, with two 29.4).
+  static constexpr int item_tiles = Bits == 8 ? 2 : 4;
+
   /// Tables in shared memory, and how many units ahead one is filled: 16 warps read four tables at
   /// a time where a unit has four items, and each item fills a quarter of the one that follows.
-  static constexpr int slots = 8;
-  static constexpr int ahead = 4;
+  static constexpr int slots = Bits == 8 ? 4 : 8;
+  static constexpr int ahead = slots / 2;
 
   /// Most entries of a table that an item's warp fills, in its registers until then: a unit has
-  /// four items or more.
-  static constexpr int share = (1 << Bits) / 4;
+  /// four items or more, or eight.
+  static constexpr int share = Bits == 8 ? 32 : (1 << Bits) / 4;
 };
 
 /// Shape of kernels that stay on the card for many products (resident_products.cuh): one block a

@@ -10,7 +10,8 @@
 // are 128, planes come in (34) and out (24), activations 8.
 //
 // The order of summation: a column tile is two chains of mma steps, the even and the odd ones,
-// which are added; the tiles of an item, four, are added in order, and so are items.
+// which are added; the tiles of an item (policy.cuh has their number) are added in order, and so
+// are items.
 #pragma once
 
 #include <bitladder/config.hpp>
@@ -150,9 +151,7 @@ struct lookup_stream {
   static constexpr int slots = Policy::slots;
   static constexpr int ahead = Policy::ahead;  ///< units from an item's to the one it fills for
   static_assert(0 < ahead && ahead < slots, "an item never waits for itself");
-  /// Column tiles of an item: the order of summation depends on it (H200, 6 bits, 57344 x 8192: 107
-  /// us; of two 112, of one 126).
-  static constexpr int item_tiles = 4;
+  static constexpr int item_tiles = Policy::item_tiles;
   static constexpr int rounds = Policy::share / 4;  ///< words of a share in a lane's registers
   static constexpr int tile_bytes = Bits * packed_layout::tile_words * 4;
   // What small_batch_x asks of a shape.
