@@ -126,7 +126,7 @@ class card_engine::state {
     const int precision = checked_precision(bits);
     set(sequences, tokens, 1);
     const int m = static_cast<int>(sequences.size());
-    cudaGraphExec_t g = graph(m, precision);
+    cudaGraphExec_t g = graph(m, precision).one->executable();
     upload_parameters(sequences, tokens);
     check_cuda(cudaGraphLaunch(g, queue_.stream()), "a step");
     finish_steps(sequences, 1);
@@ -139,21 +139,28 @@ class card_engine::state {
              "decode: expected 0 or more steps, found " + std::to_string(count));
     set(sequences, tokens, count);
     const int m = static_cast<int>(sequences.size());
-    std::vector<cudaGraphExec_t> graphs;
+    std::vector<const step_graphs*> graphs;
     precision_plan own = bits;
     bitladder::schedule::observation seen;
     for (int i = 0; i < count; ++i) {
       seen.step = i;
       seen.bits = checked_precision(own(seen));
-      graphs.push_back(graph(m, seen.bits));
+      graphs.push_back(&graph(m, seen.bits));
     }
     std::vector<int> out, log, last(tokens.data(), tokens.data() + tokens.size());
     for (int begin = 0; begin < count; begin += card::log_steps) {
       const int n = std::min(card::log_steps, count - begin);
       upload_parameters(sequences, last);
-      for (int i = 0; i < n; ++i)
-        check_cuda(cudaGraphLaunch(graphs[static_cast<std::size_t>(begin + i)], queue_.stream()),
+      const auto first = graphs.begin() + begin;
+      for (int i = 0, alike = 0; i < n; i += alike) {
+        const step_graphs& g = *first[i];
+        alike = n - i < steps_together ||
+                        std::count(first + i, first + i + steps_together, &g) < steps_together
+                    ? 1
+                    : steps_together;
+        check_cuda(cudaGraphLaunch((alike == 1 ? g.one : g.some)->executable(), queue_.stream()),
                    "a step");
+      }
       finish_steps(sequences, n);
       log.resize(static_cast<std::size_t>(m) * card::log_steps);
       bitladder::check(room_.log.download(log.data(), log.size(), queue_.stream()),
@@ -273,7 +280,7 @@ class card_engine::state {
              {std::pair<const char*, double>{"least", t.least}, {"mean", t.mean}, {"most", t.most}})
           times.push_back({std::string("- ") + t.step + " " + t.stage + " " + name, 0, us, 0});
     }
-    const double all = graphs_.at({m, precision})->microseconds(replays, queue_.stream(), [&] {
+    const double all = graphs_.at({m, precision}).one->microseconds(replays, queue_.stream(), [&] {
       upload_parameters(sequences, tokens);
     });
     std::size_t bytes = 0;
@@ -345,10 +352,17 @@ class card_engine::state {
     from_step_ = true;
   }
 
-  /// The step as a graph, captured if it is not there yet.
-  cudaGraphExec_t graph(int m, int bits) {
-    std::unique_ptr<card::decode_graph>& g = graphs_[{m, bits}];
-    if (g == nullptr) {
+  /// Steps of one precision that go to the card together, when nobody waits for the first: between
+  /// two graphs the card is idle for longer than between two kernels.
+  static constexpr int steps_together = 8;
+  struct step_graphs {
+    std::unique_ptr<card::decode_graph> one, some;
+  };
+
+  /// The step as graphs, captured if they are not there yet.
+  const step_graphs& graph(int m, int bits) {
+    step_graphs& g = graphs_[{m, bits}];
+    if (g.some == nullptr) {
       // Once without a graph, with idle rows, so that no code is loaded during the capture.
       card::step_state::parameters idle{};
       std::fill(std::begin(idle.positions), std::end(idle.positions), -1);
@@ -356,9 +370,11 @@ class card_engine::state {
       bitladder::check(room_.state.upload(&idle, 1, queue_.stream()), "the card: a step");
       steps_->step(m, bits);
       synchronize();
-      g = std::make_unique<card::decode_graph>(*steps_, m, bits, queue_.stream());
+      g.one = std::make_unique<card::decode_graph>(*steps_, m, bits, queue_.stream());
+      g.some =
+          std::make_unique<card::decode_graph>(*steps_, m, bits, queue_.stream(), steps_together);
     }
-    return g->executable();
+    return g;
   }
 
   /// Bytes that launches of a name read in a step.
@@ -403,7 +419,7 @@ class card_engine::state {
   card::resident_layers resident_;
   card::engine_queue queue_;  // goes first, so that nothing is queued when the memory goes
   std::unique_ptr<card::layer_steps> steps_;
-  std::map<std::pair<int, int>, std::unique_ptr<card::decode_graph>> graphs_;  // by rows, bits
+  std::map<std::pair<int, int>, step_graphs> graphs_;  // by rows, bits
   std::vector<int> lengths_;
   std::vector<float> host_logits_;
   int rows_ = 0, first_row_ = 0;
