@@ -39,8 +39,8 @@ struct card_options {
   int batch = 1;                ///< sequences at once, 1 to 16
   int context = 0;              ///< positions of each sequence; 0: the model's
   /// Whether a sequence has the same bits alone and in every batch. If not, one that is alone may
-  /// take a faster kernel, about as exact, that rounds in other places; the fastest, which keeps
-  /// all multiprocessors for a whole step, in one engine of a card at a time.
+  /// take a faster kernel that rounds in other places, no more than fp16 does; the fastest, which
+  /// keeps all multiprocessors for a whole step, in one engine of a card at a time.
   bool exact_batches = true;
   std::size_t memory_limit = 0;  ///< bytes that may be used; 0: what is free
   /// Told the bytes of weights that are on the card, and of all; may be empty.

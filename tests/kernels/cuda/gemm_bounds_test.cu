@@ -83,11 +83,11 @@ double chain_bound(const std::vector<double>& x, const std::vector<double>& w, d
   return (bound + (4 + groups) * 0x1p-24 * tiles) * 1.01;
 }
 
-/// The same for the kernel that counts bits. Activations become integers of 24 bits. In a slice of
-/// 1024 columns, for every product of code bits and each of four lanes (two bits of every byte of
-/// the integers), an exact count becomes a float, is multiplied by a coefficient and added to the
-/// others; lanes, slices and the share of no bits follow. Nothing is negative but the lane with the
-/// sign, so the terms may be far larger than their sum; here they are summed as they are.
+/// The same for the kernel that counts bits. Activations become integers of 24 or 16 bits. In a
+/// slice of 1024 columns, for every product of code bits and each of four lanes (two bits of every
+/// byte of the integers), an exact count becomes a float, is multiplied by a coefficient and added
+/// to the others; lanes, slices and the share of no bits follow. Nothing is negative but the lane
+/// with the sign, so the terms may be far larger than their sum; here they are summed as they are.
 double count_bound(const std::vector<double>& x, const row_weights& w, int bits) {
   const int cols = static_cast<int>(x.size()), sets = 1 << bits;
   double largest = 0;
@@ -106,7 +106,10 @@ double count_bound(const std::vector<double>& x, const row_weights& w, int bits)
         coefficient[size(f)] -= coefficient[size(f ^ 1 << j)];
         sum_of_values[size(f)] += sum_of_values[size(f ^ 1 << j)];
       }
-  double bound = 0, whole = 0, quantized = 0;
+  double bound = 0, whole = 0, quantized = 0, rounded = 0;
+  const std::vector<double> counted = large_batch_cases::as_counted(x);
+  for (int c = 0; c < cols; ++c)
+    rounded += std::fabs(w.value[size(c)] * (counted[size(c)] - x[size(c)]));
   const int slices = (cols + 1023) / 1024;
   for (int slice = 0; slice < slices; ++slice) {
     std::vector<double> counts(size(4 * sets), 0.0);
@@ -132,7 +135,7 @@ double count_bound(const std::vector<double>& x, const row_weights& w, int bits)
             (std::fabs(coefficient[size(s)]) * (sets + 4 + slices) + bits * sum_of_values[size(s)]);
   }
   bound += 2 * 0x1p-24 * std::fabs(coefficient[0] * whole);
-  return unit * (bound + quantized) * 1.01;
+  return unit * (bound + quantized) * 1.01 + rounded;
 }
 
 enum class kind { heavy_tails, outlier, subnormal, all_equal, cancelling };

@@ -105,12 +105,59 @@ struct weights {
   }
 };
 
+/// What float sums may be off by, in units of `expected::unit`.
+inline constexpr double bound = 5e-6;
+
+/// A token as the kernel that counts bits takes it (bit_serial_kernel.cuh): integers of 24 bits in
+/// slices of 1024 columns, or of 16 bits in halves of them.
+inline std::vector<double> as_counted(const std::vector<double>& token) {
+  std::vector<double> x(token.size());
+  for (std::size_t slice = 0; slice < x.size(); slice += 1024) {
+    const std::size_t slice_end = std::min(slice + 1024, x.size());
+    double largest = 0;
+    for (std::size_t c = slice; c < slice_end; ++c)
+      largest = std::max(largest, std::fabs(token[c]));
+    if (largest == 0) continue;
+    const double unit = std::ldexp(1.0, std::max(std::ilogb(largest), -100) - 22);
+    for (std::size_t half = slice; half < slice_end; half += 512) {
+      const std::size_t end = std::min(half + 512, slice_end);
+      std::vector<long long> integer;
+      for (std::size_t c = half; c < end; ++c) integer.push_back(std::llrint(token[c] / unit));
+      long long magnitude = 0;  // sums of 16, in units of 64
+      for (std::size_t i = 0; i < integer.size(); i += 16) {
+        long long of_16 = 63;
+        for (std::size_t k = i; k < std::min(i + 16, integer.size()); ++k)
+          of_16 += std::llabs(integer[k]);
+        magnitude += of_16 / 64;
+      }
+      const bool narrow = magnitude >= (1 << 18) / 64 * 512;
+      for (std::size_t i = 0; i < integer.size(); ++i) {
+        long long v = integer[i];
+        if (narrow) v = std::min(v + 128, (1LL << 23) - 1) & ~255LL;
+        x[half + i] = static_cast<double>(v) * unit;
+      }
+    }
+  }
+  return x;
+}
+
+/// By how much that changes the product with a row.
+inline double counting_changes(const std::vector<double>& token, const double* row) {
+  const std::vector<double> x = as_counted(token);
+  double sum = 0;
+  for (std::size_t c = 0; c < x.size(); ++c) sum += row[c] * (x[c] - token[c]);
+  return std::fabs(sum);
+}
+
 /// Exact products of x and w, and what errors are measured against: |x| times a row's rms weight.
 struct expected {
   int m, rows;
   std::vector<double> sum, unit;  ///< [m, rows]
 
-  expected(const numbers& x, const weights& w, int bits)
+  /// @param counts whether a lone token may go to the kernel that counts bits: the unit has room
+  /// for
+  ///        what that makes of the token
+  expected(const numbers& x, const weights& w, int bits, bool counts = false)
       : m(x.rows), rows(w.rows), sum(size(m) * size(rows)), unit(sum.size()) {
     const std::vector<double> values = w.values(bits);
     std::vector<double> rms(size(rows)), token(size(w.cols));
@@ -134,13 +181,12 @@ struct expected {
           for (int k = 0; k < 4; ++k) s[k] += row[c + k] * token[size(c + k)];
         sum[size(i) * size(rows) + size(r)] = s[0] + s[1] + s[2] + s[3];
         unit[size(i) * size(rows) + size(r)] = norm * rms[size(r)];
+        if (counts && m == 1 && bits >= 2 && bits <= 4)
+          unit[size(r)] += counting_changes(token, row) / bound;
       }
     }
   }
 };
-
-/// What float sums may be off by, in units of `expected::unit`.
-inline constexpr double bound = 5e-6;
 
 /// Half a step of the output type at `v`.
 inline double half_step(dtype type, double v) {

@@ -88,7 +88,9 @@ struct wanted {
   int rows;
   std::vector<double> sum, room;  ///< [m, rows]
 
-  wanted(const numbers& x, int m, const mixed_weights& w, int bits) : rows(w.rows) {
+  /// @param counts as of large_batch_cases::expected
+  wanted(const numbers& x, int m, const mixed_weights& w, int bits, bool counts = false)
+      : rows(w.rows) {
     std::vector<double> row(size(w.cols)), change(size(w.cols));
     sum.resize(size(m) * size(rows)), room.resize(sum.size());
     for (int r = 0; r < rows; ++r) {
@@ -114,6 +116,11 @@ struct wanted {
         room[size(t) * size(rows) + size(r)] =
             large_batch_cases::bound * std::sqrt(norm * square / w.cols) +
             steps * changed * 0x1p-24 + (std::fabs(s) + changed) * 0x1p-22;
+        if (counts && m == 1 && bits >= 2 && bits <= 4) {
+          std::vector<double> token;
+          for (int c = 0; c < w.cols; ++c) token.push_back(x.at(t, c));
+          room[size(r)] += large_batch_cases::counting_changes(token, row.data());
+        }
       }
     }
   }
@@ -159,7 +166,7 @@ TEST_CASE("products with outliers are those of the weights with outliers in plac
         const numbers x(turn % 2 == 0 ? dtype::f16 : dtype::bf16, m, s.cols, s.cols + turn % 3 * 8,
                         rng);
         results y(types[turn % 3], m, s.rows, turn % 4, rng);
-        const wanted want(x, m, w, bits);
+        const wanted want(x, m, w, bits, true);
         bc::gemm_args a = product(x, m, w, bits, y);
         a.batch_invariant = ++turn % 2 == 0;
         call(bits, a);
@@ -186,7 +193,7 @@ TEST_CASE("rows full of outliers, more than a block has room for at once" *
       for (const int m : {1, 1, 3, 16, 17}) {
         const numbers x(dtype::f16, m, s.cols, s.cols, rng);
         results y(dtype::f32, m, s.rows, 0, rng);
-        const wanted want(x, m, w, bits);
+        const wanted want(x, m, w, bits, true);
         bc::gemm_args a = product(x, m, w, bits, y);
         for (const bool invariant : {false, true}) {
           a.batch_invariant = invariant;
@@ -268,7 +275,7 @@ TEST_CASE("matrices with and without outliers share a launch" *
         const mixed_weights* const all[] = {&q, &k, &v};
         results* const got[] = {&yq, &yk, &yv};
         for (int i = 0; i < 3; ++i) {
-          const wanted want(x, m, *all[i], bits);
+          const wanted want(x, m, *all[i], bits, !invariant);
           const int rows = all[i]->rows;
           REQUIRE(
               faults(
@@ -293,7 +300,7 @@ TEST_CASE("gate and up with outliers make one result" * doctest::skip(!support::
         a.epilogue = bc::gemm_epilogue::swiglu;
         a.batch_invariant = invariant;
         call(bits, a);
-        const wanted g(x, m, gate, bits), u(x, m, up, bits);
+        const wanted g(x, m, gate, bits, !invariant), u(x, m, up, bits, !invariant);
         const auto silu = [](double v) { return v / (1 + std::exp(-v)); };
         CAPTURE(bits);
         CAPTURE(m);
@@ -337,7 +344,7 @@ TEST_CASE("gemv adds outliers without scratch" * doctest::skip(!support::has_dev
   results y(dtype::f32, 1, w.rows, 0, rng);
   const auto* in = reinterpret_cast<const __half*>(x.device.data());
   const auto check = [&](int bits) {
-    const wanted want(x, 1, w, bits);
+    const wanted want(x, 1, w, bits, true);
     REQUIRE(cudaDeviceSynchronize() == cudaSuccess);
     CAPTURE(bits);
     CHECK(faults(

@@ -51,8 +51,9 @@ struct gemm_args {
   gemm_epilogue epilogue = gemm_epilogue::none;
 
   /// A token has the same bits alone and in every batch of up to 16. If false, a call may take a
-  /// faster kernel, as exact, that rounds in other places: for one token (policy.cuh says when) and
-  /// for 9 to 16 of few and long rows.
+  /// faster kernel that rounds in other places: for one token (policy.cuh says when), whose
+  /// activations may be rounded to 16 bits (detail/bit_serial_kernel.cuh has the bound), and for 9
+  /// to 16 of few and long rows.
   bool batch_invariant = true;
 
   void* workspace = nullptr;  ///< gemm_workspace_bytes(...) bytes, 16-byte aligned, any content

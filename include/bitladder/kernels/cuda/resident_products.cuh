@@ -49,6 +49,8 @@ template <int Bits, class Own>
 class resident_products {
   using shape = resident_shape<Bits>;
   using products = detail::bit_serial_products<Bits, shape::plane_bytes>;
+  using upper_planes = typename products::upper_planes;
+  using lower_planes = typename products::lower_planes;
   using slice_scale = typename shape::slice_scale;
   static constexpr int warps = shape::warps, threads = shape::threads, slots = shape::slots;
   static constexpr int slice_tiles = resident_slice_tiles;
@@ -174,28 +176,46 @@ class resident_products {
                                slice * slice_tiles * detail::bit_serial_tile_x_words +
                                products::x_offset(detail::opaque(lane_));
       next_slice();
-      typename products::counts c;
+      const slice_scale& scale = scales()[slice];
+      const uint4 wides = *reinterpret_cast<const uint4*>(scale.wide);
+      const bool wide = (wides.x | wides.y | wides.z | wides.w) != 0;
+      typename products::weighed sum;
       // Past the last column activations are zero, so whatever a slot holds counts nothing.
-      if constexpr (shape::groups == 1) {
-        wait_all();
-        products::template multiply<true>(slot(0), x, c);
-#pragma unroll
-        for (int t = 1; t < slice_tiles; ++t)
-          products::template multiply<false>(slot(t), x + t * detail::bit_serial_tile_x_words, c);
-        refill_all();
-      } else {
+      {
+        typename upper_planes::counts c;
+        if constexpr (shape::groups == 1) wait_all();
 #pragma unroll
         for (int t = 0; t < slice_tiles; ++t) {
-          detail::copy_async_wait<slots - 1>();  // its oldest slot has come
+          if constexpr (shape::groups > 1) detail::copy_async_wait<slots - 1>();  // its oldest slot
           if (t == 0)
-            products::template multiply<true>(slot(t), x, c);
+            products::template multiply<upper_planes, true>(slot(t), x, c);
           else
-            products::template multiply<false>(slot(t), x + t * detail::bit_serial_tile_x_words, c);
-          request(slot_, t);
+            products::template multiply<upper_planes, false>(
+                slot(t), x + t * detail::bit_serial_tile_x_words, c);
+          if constexpr (shape::groups > 1) {
+            if (wide)
+              detail::copy_async_commit();
+            else
+              request(slot_, t);
+          }
         }
+        if (shape::groups == 1 && !wide) refill_all();
+        products::template weigh<upper_planes>(c, coefficients(unit), detail::opaque(lane_), sum);
       }
-      const slice_scale& scale = scales()[slice];
-      products::store_slice(c, coefficients(unit), scale.back,
+      if (wide) {
+        typename lower_planes::counts c;
+#pragma unroll
+        for (int t = 0; t < slice_tiles; ++t) {
+          if (t == 0)
+            products::template multiply<lower_planes, true>(slot(t), x, c);
+          else
+            products::template multiply<lower_planes, false>(
+                slot(t), x + t * detail::bit_serial_tile_x_words, c);
+        }
+        refill_all();
+        products::template weigh<lower_planes>(c, coefficients(unit), detail::opaque(lane_), sum);
+      }
+      products::store_slice(sum, coefficients(unit), scale.back,
                             (scale.sum[0] + scale.sum[1]) + (scale.sum[2] + scale.sum[3]),
                             detail::opaque(lane_), sums(unit, run.slices) + slice * 16);
       if (++slice == run.slices) slice = 0, ++unit;

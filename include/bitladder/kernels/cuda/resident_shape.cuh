@@ -34,6 +34,7 @@ struct resident_shape {
   /// What the integers of a slice of activations stand for.
   struct alignas(16) slice_scale {
     unsigned largest[resident_slice_tiles];  ///< magnitude in each tile
+    unsigned wide[resident_slice_tiles];     ///< whether bit-planes 0 to 7 are not all zero
     double sum[resident_slice_tiles];        ///< of the integers of each
     double back;                             ///< an integer times this is an activation
   };

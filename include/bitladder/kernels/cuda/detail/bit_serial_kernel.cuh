@@ -10,9 +10,12 @@
 // The order of summation: a slice of 1024 columns is exact but for the last rounding to double;
 // slices are added in order. Neither depends on the launch.
 //
-// Activations are x = 2^e times an integer of 24 bits, e set by the largest |x| of the slice: an
-// error of at most 2^-23 of it per element; that of a coefficient is 2^-30 of the row's largest. If
-// any element is not finite, every result is NaN.
+// Activations are x = 2^e times an integer of 24 bits, e set by the largest |x| of the slice. Of a
+// half slice whose mean |x| is 2^18 of these units or more they are rounded to 16 bits, and unless
+// one half is not so, the planes of the other 8 are not counted. The error per element is at most
+// 2^-15 of the largest, which then is below 16 times the mean: at most 2^-11 of the mean, what
+// fp16 makes of a number of this size; else at most 2^-23 of the largest. That of a coefficient is
+// 2^-30 of the row's largest. If any element is not finite, every result is NaN.
 //
 // Outliers are summed by outlier_sums.cuh and added in the end.
 #pragma once
@@ -57,7 +60,8 @@ struct bit_serial {
   static constexpr int tile_x_words = bit_serial_tile_x_words;
   static constexpr int tile_bytes = Bits * packed_layout::tile_words * 4;
   using products = bit_serial_products<Bits, packed_layout::tile_words * 4>;
-  using counts = typename products::counts;
+  using upper_planes = typename products::upper_planes;
+  using lower_planes = typename products::lower_planes;
   using slice_scale = bit_serial_slice_scale;
 
   // Shared memory: [planes on their way, 4 tiles a warp][scales of slices][activation planes]
@@ -219,8 +223,9 @@ struct bit_serial {
 
   /// Queues the copy of one tile, each lane its own words, as one group even if there is nothing to
   /// copy: so the number of groups says what has arrived.
-  __device__ __forceinline__ void request(const cursor& c, int i) const {
-    if (i < c.tiles) {
+  /// @param none whether there is nothing yet
+  __device__ __forceinline__ void request(const cursor& c, int i, bool none = false) const {
+    if (i < c.tiles && !none) {
       const std::uint32_t stride = static_cast<std::uint32_t>(p.plane_stride);
 #pragma unroll
       for (int j = 0; j < Bits; ++j)
@@ -272,26 +277,50 @@ struct bit_serial {
       const std::uint32_t* x =
           reinterpret_cast<const std::uint32_t*>(shared + x_offset(p.col_tiles)) +
           next.slice * slice_tiles * tile_x_words + products::x_offset(opaque(lane));
+      const slice_scale& scale_of_slice = scales()[next.slice];
+      const bool wide = (scale_of_slice.wide[0] | scale_of_slice.wide[1]) != 0;
       advance(next, done, slice_count);
-      counts c;
-#pragma unroll
-      for (int i = 0; i < slice_tiles; ++i) {
-        copy_async_wait<slice_tiles - 1>();
-        // Past the last column activations are zero, so whatever the ring holds counts nothing. A
-        // branch would cost more: the tensor cores are drained before it.
-        if (i == 0)
-          products::template multiply<true>(ring(i), x, c);
-        else
-          products::template multiply<false>(ring(i), x + i * tile_x_words, c);
-        request(next, i);
-      }
       // The slice before the next, found again: it would take two registers of the products.
-      const int after = next.slice, unit = after == 0 ? next.unit - 1 : next.unit;
-      const int slice = after == 0 ? slice_count - 1 : after - 1;
-      const slice_scale& scale_of_slice = scales()[slice];
-      products::store_slice(c, coefficients(unit), scale_of_slice.back,
-                            scale_of_slice.sum[0] + scale_of_slice.sum[1], opaque(lane),
-                            sums(unit) + slice * 16);
+      const auto before = [&](int& unit, int& slice) {
+        const int after = next.slice;
+        unit = after == 0 ? next.unit - 1 : next.unit;
+        slice = after == 0 ? slice_count - 1 : after - 1;
+      };
+      typename products::weighed sum;
+      {
+        typename upper_planes::counts c;
+#pragma unroll
+        for (int i = 0; i < slice_tiles; ++i) {
+          copy_async_wait<slice_tiles - 1>();
+          // Past the last column activations are zero, so whatever the ring holds counts nothing. A
+          // branch would cost more: the tensor cores are drained before it.
+          if (i == 0)
+            products::template multiply<upper_planes, true>(ring(i), x, c);
+          else
+            products::template multiply<upper_planes, false>(ring(i), x + i * tile_x_words, c);
+          request(next, i, wide);
+        }
+        int unit, slice;
+        before(unit, slice);
+        products::template weigh<upper_planes>(c, coefficients(unit), opaque(lane), sum);
+      }
+      int unit, slice;
+      before(unit, slice);
+      if (wide) {
+        typename lower_planes::counts c;
+#pragma unroll
+        for (int i = 0; i < slice_tiles; ++i) {
+          if (i == 0)
+            products::template multiply<lower_planes, true>(ring(i), x, c);
+          else
+            products::template multiply<lower_planes, false>(ring(i), x + i * tile_x_words, c);
+          request(next, i);
+        }
+        products::template weigh<lower_planes>(c, coefficients(unit), opaque(lane), sum);
+      }
+      const slice_scale& scale = scales()[slice];
+      products::store_slice(sum, coefficients(unit), scale.back, scale.sum[0] + scale.sum[1],
+                            opaque(lane), sums(unit) + slice * 16);
     }
     // Now there are registers for outliers, which came while planes were multiplied.
     if constexpr (Outliers) {

@@ -30,12 +30,16 @@ constexpr int bit_serial_x_bits = 24;
 constexpr int bit_serial_slice_tiles = 4;
 /// Words of a column tile's activations: [runs of 32 columns][bit-planes].
 constexpr int bit_serial_tile_x_words = 8 * bit_serial_x_bits;
+/// Mean magnitude of some activations, as integers, from which on 16 bits do: the largest is below
+/// 2^23.
+constexpr int bit_serial_narrow_mean = 1 << 18;
 
 /// What the integers of a slice stand for.
-struct bit_serial_slice_scale {
+struct alignas(16) bit_serial_slice_scale {
   double back;          ///< an integer times this is an activation; NaN if one is not finite
   double sum[2];        ///< of the integers of each half
   unsigned largest[2];  ///< magnitude in each half
+  unsigned wide[2];     ///< of each half: whether bit-planes 0 to 7 are not all zero
 };
 
 /// Exponent of the slice whose largest magnitude this is: integers are x 2^(22 - exponent), below
@@ -48,6 +52,23 @@ __device__ __forceinline__ float bit_serial_scale(int exponent) {
   return __uint_as_float(static_cast<unsigned>(22 - exponent + 127) << 23);
 }
 
+/// Rounds integers to 16 bits, the lower 8 zero, if the `32 * Count` of a warp are large enough on
+/// the average.
+/// @return whether they are not
+template <int Count>
+__device__ __forceinline__ bool narrow(std::uint32_t (&w)[Count]) {
+  int magnitude = 0;  // of a lane below 2^27
+#pragma unroll
+  for (int k = 0; k < Count; ++k) magnitude += abs(static_cast<int>(w[k]));
+  const int all = __reduce_add_sync(0xffffffffu, (magnitude + 63) / 64);
+  if (all == 0) return false;
+  if (all < bit_serial_narrow_mean / 64 * Count * 32) return true;
+#pragma unroll
+  for (int k = 0; k < Count; ++k)
+    w[k] = static_cast<std::uint32_t>(min(static_cast<int>(w[k]) + 128, (1 << 23) - 1) & ~255);
+  return false;
+}
+
 /// Writes the bit-planes of a warp's half slice, lane l having columns 16 l ... of it as integers
 /// of 24 bits, and what they stand for.
 /// @param to shared address of the half slice's planes
@@ -55,6 +76,7 @@ __device__ __forceinline__ float bit_serial_scale(int exponent) {
 __device__ __forceinline__ void share_bit_planes(std::uint32_t (&w)[16], int lane, std::uint32_t to,
                                                  bit_serial_slice_scale& scale, int half,
                                                  float largest, int exponent) {
+  const bool wide = narrow(w);
   std::uint32_t total = 0;  // of 16 below 2^23
 #pragma unroll
   for (int k = 0; k < 16; ++k) total += w[k];
@@ -84,15 +106,17 @@ __device__ __forceinline__ void share_bit_planes(std::uint32_t (&w)[16], int lan
     const bool finite = __float_as_uint(largest) < 0x7f800000u;
     if (half == 0) scale.back = power_of_two(finite, exponent - 22);
     scale.sum[half] = fma(256.0, static_cast<double>(upper_sum), static_cast<double>(lower_sum));
+    scale.wide[half] = wide ? 1 : 0;
   }
 }
 
 /// The same for one column tile, lane l having columns 8 l ... of it; nothing of what they stand
 /// for.
 /// @param to shared address of the tile's planes
+/// @param wide whether the lower 8 bits are not all zero, for all lanes alike
 /// @return the sum of this lane's integers
 __device__ __forceinline__ int share_tile_planes(const std::uint32_t (&w)[8], int lane,
-                                                 std::uint32_t to) {
+                                                 std::uint32_t to, bool wide) {
   std::uint32_t total = 0;  // of 8 below 2^23
 #pragma unroll
   for (int k = 0; k < 8; ++k) total += w[k];
@@ -112,6 +136,11 @@ __device__ __forceinline__ int share_tile_planes(const std::uint32_t (&w)[8], in
   to += static_cast<std::uint32_t>(lane / 4 * bit_serial_x_bits * 4 + lane % 4 * 4);
 #pragma unroll
   for (int b = 0; b < 3; ++b) {
+    if (b == 0 && !wide) {
+      store_shared_u32(to, 0);
+      store_shared_u32(to + 16, 0);
+      continue;
+    }
     // Eight by eight bits, transposed by halves.
     std::uint32_t low = m[b][0], high = m[b][1];
     std::uint32_t t = (low ^ (low >> 7)) & 0x00AA00AAu;
@@ -167,39 +196,53 @@ __device__ __forceinline__ double moebius_coefficients(const __half* table, int*
 template <int Bits, int PlaneBytes>
 struct bit_serial_products {
   static constexpr int sets = (1 << Bits) - 1;  ///< products of bits, the empty one apart
-  static constexpr int n_tiles = bit_serial_x_bits / 8;
-  using counts = int[sets][n_tiles][4];
+  static_assert(bit_serial_x_bits == 24, "");
 
-  /// Operand b of a tile: a bit-plane's words of two runs of 32 columns, for every eight planes.
-  struct tile_x {
-    std::uint32_t word[n_tiles][2];
+  /// Some eights of bit-planes.
+  template <int First, int Count>
+  struct part {
+    static constexpr int first = First, count = Count;
+    using counts = int[sets][Count][4];
+    /// Operand b of a tile: a bit-plane's words of two runs of 32 columns, for every eight planes.
+    struct tile_x {
+      std::uint32_t word[Count][2];
+    };
+  };
+  using upper_planes = part<1, 2>;  ///< 8 to 23
+  using lower_planes = part<0, 1>;  ///< 0 to 7, zero if activations have 16 bits
+
+  /// Sums of counts times coefficients, of rows g and g + 8, so far.
+  struct weighed {
+    long long upper = 0, lower = 0;
   };
 
   /// Counts set S, then every set that adds later planes to it.
-  template <bool First, int S, int Next>
+  template <class Part, bool First, int S, int Next>
   __device__ __forceinline__ static void descend(const std::uint32_t (&plane)[Bits][4],
-                                                 const std::uint32_t (&product)[4], const tile_x& x,
-                                                 counts& c) {
+                                                 const std::uint32_t (&product)[4],
+                                                 const typename Part::tile_x& x,
+                                                 typename Part::counts& c) {
 #pragma unroll
-    for (int n = 0; n < n_tiles; ++n) {
+    for (int n = 0; n < Part::count; ++n) {
       if constexpr (First)
         mma_and_popc_first(c[S - 1][n], product, x.word[n][0], x.word[n][1]);
       else
         mma_and_popc(c[S - 1][n], product, x.word[n][0], x.word[n][1]);
     }
-    extend<First, S, Next>(plane, product, x, c);
+    extend<Part, First, S, Next>(plane, product, x, c);
   }
 
-  template <bool First, int S, int Next>
+  template <class Part, bool First, int S, int Next>
   __device__ __forceinline__ static void extend(const std::uint32_t (&plane)[Bits][4],
-                                                const std::uint32_t (&product)[4], const tile_x& x,
-                                                counts& c) {
+                                                const std::uint32_t (&product)[4],
+                                                const typename Part::tile_x& x,
+                                                typename Part::counts& c) {
     if constexpr (Next < Bits) {
       std::uint32_t with[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) with[i] = S == 0 ? plane[Next][i] : product[i] & plane[Next][i];
-      descend<First, (S | 1 << Next), Next + 1>(plane, with, x, c);
-      extend<First, S, Next + 1>(plane, product, x, c);
+      descend<Part, First, (S | 1 << Next), Next + 1>(plane, with, x, c);
+      extend<Part, First, S, Next + 1>(plane, product, x, c);
     }
   }
 
@@ -213,17 +256,19 @@ struct bit_serial_products {
   /// Adds the counts of a tile; the first of a slice begins them.
   /// @param from this lane's words of the tile's planes, in shared memory
   /// @param x_from this lane's words of the tile's activations
-  template <bool First>
+  template <class Part, bool First>
   __device__ __forceinline__ static void multiply(std::uint32_t from, const std::uint32_t* x_from,
-                                                  counts& c) {
-    tile_x x;
+                                                  typename Part::counts& c) {
+    typename Part::tile_x x;
 #pragma unroll
-    for (int n = 0; n < n_tiles; ++n)
-      x.word[n][0] = x_from[n * 8], x.word[n][1] = x_from[n * 8 + 4 * bit_serial_x_bits];
+    for (int n = 0; n < Part::count; ++n) {
+      x.word[n][0] = x_from[(Part::first + n) * 8];
+      x.word[n][1] = x_from[(Part::first + n) * 8 + 4 * bit_serial_x_bits];
+    }
     std::uint32_t plane[Bits][4];
 #pragma unroll
     for (int j = 0; j < Bits; ++j) load_plane(from, j, plane[j]);
-    extend<First, 0, 0>(plane, plane[0], x, c);
+    extend<Part, First, 0, 0>(plane, plane[0], x, c);
   }
 
   /// Offset of this lane's words among a tile's activations.
@@ -231,35 +276,44 @@ struct bit_serial_products {
     return lane % 4 * bit_serial_x_bits + lane / 4;
   }
 
-  /// Writes the result of a slice for each of its 16 rows to `sums`.
+  /// Adds the counts of a slice.
   /// @param coefficients of the rows, [2^Bits][8][rows g and g + 8]
-  /// @param x_back,x_sum what the slice's integers stand for, and their sum
-  __device__ __forceinline__ static void store_slice(const counts& c, const int* coefficients,
-                                                     double x_back, double x_sum, int lane,
-                                                     double* sums) {
+  template <class Part>
+  __device__ __forceinline__ static void weigh(const typename Part::counts& c,
+                                               const int* coefficients, int lane, weighed& sum) {
     const int g = lane / 4, t = lane % 4;
     const int2* coefficient = reinterpret_cast<const int2*>(coefficients) + g;
     // Bit-plane 23, in the last lane of the quad, is the sign. Small negative activations have ones
     // in all high planes, whose counts cancel between lanes: floats would not do.
     const int top = t == 3 ? -2 : 2;
-    long long upper = 0, lower = 0;
 #pragma unroll
     for (int s = 0; s < sets; ++s) {
-      auto weigh = [&](int i) {
-        const int u0 = c[s][0][i] + 2 * c[s][0][i + 1];
-        const int u1 = c[s][1][i] + 2 * c[s][1][i + 1];
-        const int u2 = c[s][2][i] + top * c[s][2][i + 1];
-        return u0 + 256 * u1 + 65536 * u2;  // at most 1024 * 3 * 2^16
+      auto both = [&](int i) {  // at most 1024 * 3 * 2^16
+        if constexpr (Part::first == 0) {
+          return c[s][0][i] + 2 * c[s][0][i + 1];
+        } else {
+          return 256 * (c[s][0][i] + 2 * c[s][0][i + 1]) +
+                 65536 * (c[s][1][i] + top * c[s][1][i + 1]);
+        }
       };
       const int2 by = coefficient[(s + 1) * 8];
-      upper += static_cast<long long>(weigh(0)) * by.x;
-      lower += static_cast<long long>(weigh(2)) * by.y;
+      sum.upper += static_cast<long long>(both(0)) * by.x;
+      sum.lower += static_cast<long long>(both(2)) * by.y;
     }
+  }
+
+  /// Writes the result of a slice for each of its 16 rows to `sums`.
+  /// @param x_back,x_sum what the slice's integers stand for, and their sum
+  __device__ __forceinline__ static void store_slice(const weighed& w, const int* coefficients,
+                                                     double x_back, double x_sum, int lane,
+                                                     double* sums) {
+    const int g = lane / 4, t = lane % 4;
+    const int2* coefficient = reinterpret_cast<const int2*>(coefficients) + g;
     // Even lanes go on with row g, odd ones with row g + 8.
     const double shift = __int2double_rn(1 << 2 * t);
     const bool odd = t % 2 != 0;
-    double sum = static_cast<double>(odd ? lower : upper) * shift;
-    sum += __shfl_xor_sync(0xffffffffu, static_cast<double>(odd ? upper : lower) * shift, 1);
+    double sum = static_cast<double>(odd ? w.lower : w.upper) * shift;
+    sum += __shfl_xor_sync(0xffffffffu, static_cast<double>(odd ? w.upper : w.lower) * shift, 1);
     sum += __shfl_xor_sync(0xffffffffu, sum, 2);
     if (t < 2) {
       const int2 none = coefficient[0];

@@ -136,13 +136,15 @@ struct resident_x {
 #pragma unroll
       for (int k = 0; k < 8; ++k)  // a product of floats may round up to 2^23
         w[k] = static_cast<std::uint32_t>(min(__float2int_rn(v[k] * by), (1 << 23) - 1));
+      const bool wide = narrow(w);
       const int sum = share_tile_planes(
-          w, lane, planes + static_cast<std::uint32_t>(tile * bit_serial_tile_x_words * 4));
+          w, lane, planes + static_cast<std::uint32_t>(tile * bit_serial_tile_x_words * 4), wide);
       const int upper = __reduce_add_sync(0xffffffffu, sum >> 8);
       const int lower = __reduce_add_sync(0xffffffffu, sum & 0xff);
       if (lane == 0) {
         const bool finite = __float_as_uint(largest) < 0x7f800000u;
         if (tile % slice_tiles == 0) scale.back = power_of_two(finite, exponent - 22);
+        scale.wide[tile % slice_tiles] = wide ? 1 : 0;
         scale.sum[tile % slice_tiles] =
             fma(256.0, static_cast<double>(upper), static_cast<double>(lower));
       }
