@@ -108,7 +108,7 @@ double count_bound(const std::vector<double>& x, const row_weights& w, int bits)
       }
   double bound = 0, whole = 0, quantized = 0, rounded = 0;
   const std::vector<double> counted = large_batch_cases::as_counted(x);
-  for (int c = 0; c < cols; ++c)
+  for (int c = 0; c < cols && bits == 4; ++c)
     rounded += std::fabs(w.value[size(c)] * (counted[size(c)] - x[size(c)]));
   const int slices = (cols + 1023) / 1024;
   for (int slice = 0; slice < slices; ++slice) {

@@ -109,7 +109,7 @@ struct weights {
 inline constexpr double bound = 5e-6;
 
 /// A token as the kernel that counts bits takes it (bit_serial_kernel.cuh): integers of 24 bits in
-/// slices of 1024 columns, or of 16 bits in halves of them.
+/// slices of 1024 columns, or at 4 bits of 16 bits in halves of them.
 inline std::vector<double> as_counted(const std::vector<double>& token) {
   std::vector<double> x(token.size());
   for (std::size_t slice = 0; slice < x.size(); slice += 1024) {
@@ -181,8 +181,7 @@ struct expected {
           for (int k = 0; k < 4; ++k) s[k] += row[c + k] * token[size(c + k)];
         sum[size(i) * size(rows) + size(r)] = s[0] + s[1] + s[2] + s[3];
         unit[size(i) * size(rows) + size(r)] = norm * rms[size(r)];
-        if (counts && m == 1 && bits >= 2 && bits <= 4)
-          unit[size(r)] += counting_changes(token, row) / bound;
+        if (counts && m == 1 && bits == 4) unit[size(r)] += counting_changes(token, row) / bound;
       }
     }
   }

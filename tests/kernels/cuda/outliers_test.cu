@@ -116,7 +116,7 @@ struct wanted {
         room[size(t) * size(rows) + size(r)] =
             large_batch_cases::bound * std::sqrt(norm * square / w.cols) +
             steps * changed * 0x1p-24 + (std::fabs(s) + changed) * 0x1p-22;
-        if (counts && m == 1 && bits >= 2 && bits <= 4) {
+        if (counts && m == 1 && bits == 4) {
           std::vector<double> token;
           for (int c = 0; c < w.cols; ++c) token.push_back(x.at(t, c));
           room[size(r)] += large_batch_cases::counting_changes(token, row.data());

@@ -68,9 +68,11 @@ template <int Bits>
       if (s != status::unsupported_device) return s;
     }
   }
-  if constexpr (gemv_policy<Bits>::lookup_stream_row_tiles > 0) {
-    if (args.m == 1 && !args.batch_invariant && !has_outliers(args) &&
-        row_units(args) >= gemv_policy<Bits>::lookup_stream_row_tiles * device.multiprocessors) {
+  if constexpr (Bits >= 5) {
+    const int row_tiles =
+        gemv_policy<Bits>::lookup_stream_row_tiles(args.matrices[0].w.layout.col_tiles());
+    if (args.m == 1 && !args.batch_invariant && !has_outliers(args) && row_tiles > 0 &&
+        row_units(args) >= row_tiles * device.multiprocessors) {
       const status s = launch_lookup_stream<Bits>(args, device, stream);
       if (s != status::unsupported_device) return s;
     }

@@ -14,7 +14,7 @@ inline namespace v0_1 {
 namespace cuda {
 
 /// y = W x by the fastest kernel, queued on `stream`. Its bits may differ from those of a row of
-/// gemm, which keeps them the same for every batch: at 2 to 4 bits activations may be rounded to 16
+/// gemm, which keeps them the same for every batch: at 4 bits activations may be rounded to 16
 /// bits, by at most 2^-11 of their mean magnitude (detail/bit_serial_kernel.cuh). Up to 16384
 /// columns need no workspace; beyond, call gemm.
 /// @tparam Bits precision to read; w = packed_weights::view(Bits)

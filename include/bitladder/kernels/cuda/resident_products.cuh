@@ -5,8 +5,9 @@
 // shared memory for the weights that it multiplies next, of this product and of those after, so
 // that memory is read while numbers are on their way, norms are taken and attention runs. One
 // token, 2 or 3 bits, on the binary tensor cores: detail/bit_serial_kernel.cuh has the method, the
-// order of sums and the bounds; that of rounding activations to 24 bits on their way is in
-// tagged_pairs.cuh. All blocks must be on the card together. sm_90 and later. Tested by
+// order of sums and the bounds, of which those at 4 bits hold here with a column tile for half a
+// slice; that of rounding activations to 24 bits on their way is in tagged_pairs.cuh. All blocks
+// must be on the card together. sm_90 and later. Tested by
 // tests/llama/cuda/resident_layers_test.cpp.
 #pragma once
 

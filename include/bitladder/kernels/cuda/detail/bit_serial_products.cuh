@@ -71,12 +71,15 @@ __device__ __forceinline__ bool narrow(std::uint32_t (&w)[Count]) {
 
 /// Writes the bit-planes of a warp's half slice, lane l having columns 16 l ... of it as integers
 /// of 24 bits, and what they stand for.
+/// @tparam Narrow whether integers may be rounded to 16 bits
 /// @param to shared address of the half slice's planes
 /// @param largest of the whole slice; not finite makes its results NaN
+template <bool Narrow>
 __device__ __forceinline__ void share_bit_planes(std::uint32_t (&w)[16], int lane, std::uint32_t to,
                                                  bit_serial_slice_scale& scale, int half,
                                                  float largest, int exponent) {
-  const bool wide = narrow(w);
+  bool wide = true;
+  if constexpr (Narrow) wide = narrow(w);
   std::uint32_t total = 0;  // of 16 below 2^23
 #pragma unroll
   for (int k = 0; k < 16; ++k) total += w[k];
@@ -208,6 +211,7 @@ struct bit_serial_products {
       std::uint32_t word[Count][2];
     };
   };
+  using all_planes = part<0, 3>;
   using upper_planes = part<1, 2>;  ///< 8 to 23
   using lower_planes = part<0, 1>;  ///< 0 to 7, zero if activations have 16 bits
 
@@ -289,12 +293,14 @@ struct bit_serial_products {
 #pragma unroll
     for (int s = 0; s < sets; ++s) {
       auto both = [&](int i) {  // at most 1024 * 3 * 2^16
-        if constexpr (Part::first == 0) {
-          return c[s][0][i] + 2 * c[s][0][i + 1];
-        } else {
-          return 256 * (c[s][0][i] + 2 * c[s][0][i + 1]) +
-                 65536 * (c[s][1][i] + top * c[s][1][i + 1]);
+        int u = 0;
+        if constexpr (Part::first == 0) u = c[s][0][i] + 2 * c[s][0][i + 1];
+        if constexpr (Part::first + Part::count == 3) {
+          constexpr int last = Part::count - 1;
+          u += 256 * (c[s][last - 1][i] + 2 * c[s][last - 1][i + 1]) +
+               65536 * (c[s][last][i] + top * c[s][last][i + 1]);
         }
+        return u;
       };
       const int2 by = coefficient[(s + 1) * 8];
       sum.upper += static_cast<long long>(both(0)) * by.x;
