@@ -89,7 +89,7 @@ class card_engine::state {
 
   void warm_up(int sequences) {
     check_count(sequences);
-    for (int b : plan_.precisions) graph(sequences, b);
+    for (int b : plan_.precisions) graph(sequences, b, true);
     rows_ = 0;
   }
 
@@ -126,7 +126,7 @@ class card_engine::state {
     const int precision = checked_precision(bits);
     set(sequences, tokens, 1);
     const int m = static_cast<int>(sequences.size());
-    cudaGraphExec_t g = graph(m, precision).one->executable();
+    cudaGraphExec_t g = graph(m, precision, false).one->executable();
     upload_parameters(sequences, tokens);
     check_cuda(cudaGraphLaunch(g, queue_.stream()), "a step");
     finish_steps(sequences, 1);
@@ -145,7 +145,7 @@ class card_engine::state {
     for (int i = 0; i < count; ++i) {
       seen.step = i;
       seen.bits = checked_precision(own(seen));
-      graphs.push_back(&graph(m, seen.bits));
+      graphs.push_back(&graph(m, seen.bits, count >= steps_together));
     }
     std::vector<int> out, log, last(tokens.data(), tokens.data() + tokens.size());
     for (int begin = 0; begin < count; begin += card::log_steps) {
@@ -254,7 +254,7 @@ class card_engine::state {
     const int precision = checked_precision(bits), m = static_cast<int>(sequences.size());
     const std::vector<int> tokens(sequences.size(), 0);
     set(sequences, tokens, 1);
-    static_cast<void>(graph(m, precision));
+    static_cast<void>(graph(m, precision, false));
     rows_ = 0;
     std::map<std::string, int> counts;
     std::vector<std::string> order;
@@ -360,9 +360,9 @@ class card_engine::state {
   };
 
   /// The step as graphs, captured if they are not there yet.
-  const step_graphs& graph(int m, int bits) {
+  const step_graphs& graph(int m, int bits, bool together) {
     step_graphs& g = graphs_[{m, bits}];
-    if (g.some == nullptr) {
+    if (g.one == nullptr) {
       // Once without a graph, with idle rows, so that no code is loaded during the capture.
       card::step_state::parameters idle{};
       std::fill(std::begin(idle.positions), std::end(idle.positions), -1);
@@ -371,9 +371,10 @@ class card_engine::state {
       steps_->step(m, bits);
       synchronize();
       g.one = std::make_unique<card::decode_graph>(*steps_, m, bits, queue_.stream());
+    }
+    if (together && g.some == nullptr)
       g.some =
           std::make_unique<card::decode_graph>(*steps_, m, bits, queue_.stream(), steps_together);
-    }
     return g;
   }
 
