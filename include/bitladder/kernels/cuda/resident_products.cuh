@@ -33,15 +33,6 @@ namespace cuda {
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
-/// Queues a copy of 16 bytes to a slot.
-__device__ __forceinline__ void resident_copy(std::uint32_t to, const void* from) {
-  detail::copy_async_16(to, from);
-}
-/// 16 bytes of a slot, once they have come.
-__device__ __forceinline__ uint4 resident_load(std::uint32_t from) {
-  return detail::load_shared_v4(from);
-}
-
 /// The products of a block. All of its threads call every member together.
 /// @tparam Own what the kernel does in steps that are no products: `slices(step, warp, first)` says
 ///         how many slices of its own a warp wants to be copied for it, `aim(step, slice, source)`

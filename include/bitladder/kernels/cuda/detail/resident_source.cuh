@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
-// Where the weights of a slice lie, for resident_products.cuh. Device code only. Tested by
-// tests/llama/cuda/resident_layers_test.cpp.
+// Where the weights of a slice lie, and how they come to a slot, for resident_products.cuh. Device
+// code only. Tested by tests/llama/cuda/resident_layers_test.cpp.
 #pragma once
 
 #include <bitladder/config.hpp>
+#include <bitladder/kernels/cuda/detail/ptx.cuh>
 #include <bitladder/kernels/cuda/packed_layout.hpp>
 #include <bitladder/kernels/cuda/resident_step.cuh>
 
@@ -19,6 +20,15 @@ struct resident_source {
   std::uint32_t stride;  ///< words from plane to plane; 0: a slice of the kernel's own
   int count;             ///< column tiles; for the kernel's own use
 };
+
+/// Queues a copy of 16 bytes to a slot.
+__device__ __forceinline__ void resident_copy(std::uint32_t to, const void* from) {
+  detail::copy_async_16(to, from);
+}
+/// 16 bytes of a slot, once they have come.
+__device__ __forceinline__ uint4 resident_load(std::uint32_t from) {
+  return detail::load_shared_v4(from);
+}
 
 namespace detail {
 
