@@ -89,7 +89,7 @@ class card_engine::state {
 
   void warm_up(int sequences) {
     check_count(sequences);
-    for (int b : plan_.precisions) graph(sequences, b, true);
+    for (int b : plan_.precisions) graph(sequences, b);
     rows_ = 0;
   }
 
@@ -126,7 +126,7 @@ class card_engine::state {
     const int precision = checked_precision(bits);
     set(sequences, tokens, 1);
     const int m = static_cast<int>(sequences.size());
-    cudaGraphExec_t g = graph(m, precision, false).one->executable();
+    cudaGraphExec_t g = graph(m, precision);
     upload_parameters(sequences, tokens);
     check_cuda(cudaGraphLaunch(g, queue_.stream()), "a step");
     finish_steps(sequences, 1);
@@ -139,28 +139,21 @@ class card_engine::state {
              "decode: expected 0 or more steps, found " + std::to_string(count));
     set(sequences, tokens, count);
     const int m = static_cast<int>(sequences.size());
-    std::vector<const step_graphs*> graphs;
+    std::vector<cudaGraphExec_t> graphs;
     precision_plan own = bits;
     bitladder::schedule::observation seen;
     for (int i = 0; i < count; ++i) {
       seen.step = i;
       seen.bits = checked_precision(own(seen));
-      graphs.push_back(&graph(m, seen.bits, count >= steps_together));
+      graphs.push_back(graph(m, seen.bits));
     }
     std::vector<int> out, log, last(tokens.data(), tokens.data() + tokens.size());
     for (int begin = 0; begin < count; begin += card::log_steps) {
       const int n = std::min(card::log_steps, count - begin);
       upload_parameters(sequences, last);
-      const auto first = graphs.begin() + begin;
-      for (int i = 0, alike = 0; i < n; i += alike) {
-        const step_graphs& g = *first[i];
-        alike = n - i < steps_together ||
-                        std::count(first + i, first + i + steps_together, &g) < steps_together
-                    ? 1
-                    : steps_together;
-        check_cuda(cudaGraphLaunch((alike == 1 ? g.one : g.some)->executable(), queue_.stream()),
+      for (int i = 0; i < n; ++i)
+        check_cuda(cudaGraphLaunch(graphs[static_cast<std::size_t>(begin + i)], queue_.stream()),
                    "a step");
-      }
       finish_steps(sequences, n);
       log.resize(static_cast<std::size_t>(m) * card::log_steps);
       bitladder::check(room_.log.download(log.data(), log.size(), queue_.stream()),
@@ -254,7 +247,7 @@ class card_engine::state {
     const int precision = checked_precision(bits), m = static_cast<int>(sequences.size());
     const std::vector<int> tokens(sequences.size(), 0);
     set(sequences, tokens, 1);
-    static_cast<void>(graph(m, precision, false));
+    static_cast<void>(graph(m, precision));
     rows_ = 0;
     std::map<std::string, int> counts;
     std::vector<std::string> order;
@@ -280,7 +273,7 @@ class card_engine::state {
              {std::pair<const char*, double>{"least", t.least}, {"mean", t.mean}, {"most", t.most}})
           times.push_back({std::string("- ") + t.step + " " + t.stage + " " + name, 0, us, 0});
     }
-    const double all = graphs_.at({m, precision}).one->microseconds(replays, queue_.stream(), [&] {
+    const double all = graphs_.at({m, precision})->microseconds(replays, queue_.stream(), [&] {
       upload_parameters(sequences, tokens);
     });
     std::size_t bytes = 0;
@@ -352,17 +345,10 @@ class card_engine::state {
     from_step_ = true;
   }
 
-  /// Steps of one precision that go to the card together, when nobody waits for the first: between
-  /// two graphs the card is idle for longer than between two kernels.
-  static constexpr int steps_together = 8;
-  struct step_graphs {
-    std::unique_ptr<card::decode_graph> one, some;
-  };
-
-  /// The step as graphs, captured if they are not there yet.
-  const step_graphs& graph(int m, int bits, bool together) {
-    step_graphs& g = graphs_[{m, bits}];
-    if (g.one == nullptr) {
+  /// The step as a graph, captured if it is not there yet.
+  cudaGraphExec_t graph(int m, int bits) {
+    std::unique_ptr<card::decode_graph>& g = graphs_[{m, bits}];
+    if (g == nullptr) {
       // Once without a graph, with idle rows, so that no code is loaded during the capture.
       card::step_state::parameters idle{};
       std::fill(std::begin(idle.positions), std::end(idle.positions), -1);
@@ -370,12 +356,9 @@ class card_engine::state {
       bitladder::check(room_.state.upload(&idle, 1, queue_.stream()), "the card: a step");
       steps_->step(m, bits);
       synchronize();
-      g.one = std::make_unique<card::decode_graph>(*steps_, m, bits, queue_.stream());
+      g = std::make_unique<card::decode_graph>(*steps_, m, bits, queue_.stream());
     }
-    if (together && g.some == nullptr)
-      g.some =
-          std::make_unique<card::decode_graph>(*steps_, m, bits, queue_.stream(), steps_together);
-    return g;
+    return g->executable();
   }
 
   /// Bytes that launches of a name read in a step.
@@ -420,7 +403,7 @@ class card_engine::state {
   card::resident_layers resident_;
   card::engine_queue queue_;  // goes first, so that nothing is queued when the memory goes
   std::unique_ptr<card::layer_steps> steps_;
-  std::map<std::pair<int, int>, step_graphs> graphs_;  // by rows, bits
+  std::map<std::pair<int, int>, std::unique_ptr<card::decode_graph>> graphs_;  // by rows, bits
   std::vector<int> lengths_;
   std::vector<float> host_logits_;
   int rows_ = 0, first_row_ = 0;

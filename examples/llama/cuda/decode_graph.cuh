@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Steps of decoding as a CUDA graph: what changes from step to step lies on the device, so that the
-// same graph is launched for every token, or for every few. Tested by
-// tests/llama/cuda/engine_test.cpp.
+// One step of decoding as a CUDA graph: what changes from step to step lies on the device, so that
+// the same graph is launched for every token. Tested by tests/llama/cuda/engine_test.cpp.
 #pragma once
 
 #include <bitladder/core/status.hpp>
@@ -20,12 +19,12 @@ namespace card {
 
 class decode_graph {
  public:
-  /// Captures layer_steps::step `count` times. The code of its kernels should be loaded already.
-  decode_graph(layer_steps& steps, int m, int bits, cudaStream_t stream, int count = 1) {
+  /// Captures layer_steps::step. The code of its kernels should be loaded already.
+  decode_graph(layer_steps& steps, int m, int bits, cudaStream_t stream) {
     call(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
     cudaGraph_t graph = nullptr;
     try {
-      for (int i = 0; i < count; ++i) steps.step(m, bits);
+      steps.step(m, bits);
     } catch (...) {
       static_cast<void>(bitladder::cuda::call_status(cudaStreamEndCapture(stream, &graph)));
       if (graph != nullptr) static_cast<void>(cudaGraphDestroy(graph));
