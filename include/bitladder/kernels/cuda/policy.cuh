@@ -115,8 +115,8 @@ struct gemv_policy {
   /// never. Fewer leave some warps without an item (H200, 5 to 8 bits: SwiGLU of two 11008 x 4096
   /// 24.5, 25.2, 25.8 and 29.4 us, by the kernel for batches 26.8, 27.4, 29.4 and 32.6; of two
   /// 13824 x 5120 at 7 and 8 bits 41.7 and 44.4, by that one 52.6 and 52.0; but 4096 x 11008 14.6,
-  /// 14.9, 15.5 and 15.9, by that one 13.9, 14.0, 15.0 and 16.0; 57344 x 8192 at 7 bits 141, by
-  /// that one 134).
+  /// 14.9, 15.5 and 15.9, by that one 13.9, 14.0, 15.0 and 16.0; 57344 x 8192 at 7 bits 125
+  /// and 127 in two runs, by that one 113 and 129, and as SwiGLU 143 and 137).
   static constexpr int lookup_stream_row_tiles(int col_tiles) {
     return Bits < 5 || (Bits == 7 && col_tiles > 24) ? 0 : 8;
   }
